@@ -1,0 +1,27 @@
+"""autoft finds the best way to fine-tune a pretrained model on your data, and exports it proven.
+
+Importing this package imports neither torch nor timm; `search` does when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from autoft.errors import AutoftError
+
+if TYPE_CHECKING:
+    from autoft.hookspecs import hookimpl
+    from autoft.search import SearchResult, search
+
+__version__ = "0.1.0"
+__all__ = ["AutoftError", "SearchResult", "__version__", "hookimpl", "search"]
+
+_LAZY = {"search": "autoft.search", "SearchResult": "autoft.search", "hookimpl": "autoft.hookspecs"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'autoft' has no attribute {name!r}")

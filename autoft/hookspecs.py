@@ -1,0 +1,30 @@
+"""The hooks a plugin can implement, and the marker to implement them with.
+
+Each is collecting: all plugins' lists are joined, never first-result. Building must be lazy: a hook only describes.
+"""
+
+from __future__ import annotations
+
+import pluggy
+
+from autoft.specs import BackboneFamily, DataFormat, Head
+
+PROJECT = "autoft"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def autoft_backbones() -> list[BackboneFamily]:  # type: ignore[empty-body]
+    """Return backbone families: sources of pretrained models to fine-tune."""
+
+
+@hookspec
+def autoft_heads() -> list[Head]:  # type: ignore[empty-body]
+    """Return heads: tasks, with their output module, loss and metrics."""
+
+
+@hookspec
+def autoft_data() -> list[DataFormat]:  # type: ignore[empty-body]
+    """Return data formats: kinds of files or folders that hold labelled samples."""

@@ -1,0 +1,322 @@
+"""The contracts between plugins and the engine: frozen values, no base classes, no torch at import time.
+
+A plugin returns these from its hooks (`autoft/hookspecs.py`); the engine reads them and never asks where they came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+Direction = Literal["maximize", "minimize"]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+# --- the search space -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number to search.
+
+    Attributes:
+        low: Smallest value, included.
+        high: Largest value, included.
+        log: Sample the logarithm uniformly; needs `low > 0`.
+        integer: Sample whole numbers.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few values to search, each a string, number or boolean."""
+
+    values: tuple[str | int | float | bool, ...]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A setting that a head adds to training, and to the search.
+
+    Attributes:
+        name: The word used in `space:` and `trainer:` of a study file.
+        default: The preset's value.
+        search: What is searched when the study says nothing; None keeps the default fixed.
+        help: One line for the documentation.
+    """
+
+    name: str
+    default: str | int | float | bool
+    search: Range | Choice | None
+    help: str
+
+
+# --- data ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled example, not yet decoded.
+
+    Attributes:
+        id: Stable name within the data, such as a path relative to its root.
+        source: What the backbone's preprocessing decodes; for images a `Path`.
+        target: The raw target; for classification the label's text.
+        content: Hash of the raw content; equal hashes are duplicates.
+        split: The split that the data itself declares, or None where autoft is to choose.
+    """
+
+    id: str
+    source: Any
+    target: Any
+    content: str
+    split: Split | None = None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A sample that could not be read, and why; it takes no part in the search."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Labelled samples as a data plugin found them.
+
+    Attributes:
+        modality: `image`, `text`, ...: which backbones can take them.
+        task: Name of the head that fits the targets.
+        samples: Every readable sample.
+        rejected: The quarantine list: samples that could not be read.
+        fingerprint: Hash of all contents, targets and declared splits; equal fingerprints mean equal data.
+        typical_size: For images, the 95th percentile of the longer side in pixels; None where it means nothing.
+    """
+
+    modality: str
+    task: str
+    samples: tuple[Sample, ...]
+    rejected: tuple[Rejected, ...]
+    fingerprint: str
+    typical_size: int | None = None
+
+
+@dataclass(frozen=True)
+class DataFormat:
+    """A kind of data that autoft can read.
+
+    Attributes:
+        name: Such as `image-folder`.
+        modality: What it holds: `image`, `text`, ...
+        detect: Cheap check whether a path is of this kind; must not read samples.
+        load: Reads a path into samples. Raises `DataError` where nothing can be learned from it.
+        help: One line for `autoft plugins`.
+    """
+
+    name: str
+    modality: str
+    detect: Callable[[Path], bool]
+    load: Callable[[Path, Mapping[str, Any]], RawData]
+    help: str = ""
+
+
+# --- backbones ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One freezable step of a backbone; stages are ordered from input to output.
+
+    Attributes:
+        name: A short name shown to people, such as `blocks.3`.
+        parameters: Names of its parameters in the backbone's module. All stages together hold every parameter once.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+
+
+class Preprocessing(Protocol):
+    """Turns a raw sample into what a backbone takes; declared as data, so that the bundle can repeat it exactly."""
+
+    def decode(self, source: Any, *, augmented: bool) -> Tensor:
+        """Return one sample as a compact tensor of fixed shape, worth keeping in memory (images: uint8 `(C, H, W)`).
+
+        Args:
+            source: The sample's `source`.
+            augmented: Whether `augment` will follow; it may then leave a margin to cut from.
+        """
+
+    def augment(self, item: Tensor, policy: str, rng: np.random.Generator) -> Tensor:
+        """Return a random variant of a decoded training sample, of the shape that `decode(augmented=False)` gives.
+
+        Args:
+            item: A decoded sample, from `decode(augmented=True)`; not changed in place.
+            policy: One of `policies`.
+            rng: The only source of randomness, so that a trial can be repeated.
+        """
+
+    def inputs(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """Return the backbone's inputs for a batch of decoded samples, on the batch's device."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole declaration, JSON-ready; equal dictionaries mean equal preprocessing."""
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Augmentation policies, weakest first; the first is `none`."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained model to be fine-tuned, resolved but not yet built.
+
+    Attributes:
+        name: Full name, `FAMILY/MODEL`.
+        modality: `image`, `text`, ...
+        weights: Where its weights come from: `pretrained`, `none`, or a path.
+        features: The kind of features its module returns: `pooled` is `(N, C)`.
+        inputs: Names of the module's positional inputs, as they appear in the exported graph.
+        preprocessing: How raw samples become inputs.
+        build: Returns a new module with its weights loaded, sharing nothing with any other. Raises `BackboneError`.
+        stages: Orders the module's parameters into stages, input to output.
+        feature_size: C of the features that the module returns.
+        no_weight_decay: Names of parameters that must not be decayed, beyond norms and biases.
+        licence: The weights' licence, where known; goes into the model card.
+        citation: Where the weights come from, in words or as an identifier.
+        image_size: For images, height and width of the input in pixels.
+    """
+
+    name: str
+    modality: str
+    weights: str
+    features: str
+    inputs: tuple[str, ...]
+    preprocessing: Preprocessing
+    build: Callable[[], nn.Module]
+    stages: Callable[[nn.Module], tuple[Stage, ...]]
+    feature_size: Callable[[nn.Module], int]
+    no_weight_decay: Callable[[nn.Module], frozenset[str]] = lambda module: frozenset()
+    licence: str | None = None
+    citation: str | None = None
+    image_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class BackboneRequest:
+    """What a study asks of a backbone family.
+
+    Attributes:
+        model: The name after the family's, such as `resnet18`.
+        weights: `pretrained` (hub or cache), `none` (random), or a path to a local file or folder.
+        image_size: Side of the square input in pixels, or None to choose by the model and the data.
+        typical_size: `RawData.typical_size`: lets a family avoid blowing small images up.
+    """
+
+    model: str
+    weights: str = "pretrained"
+    image_size: int | None = None
+    typical_size: int | None = None
+
+
+@dataclass(frozen=True)
+class BackboneFamily:
+    """A source of backbones, such as timm.
+
+    Attributes:
+        name: The part before the slash in `timm/resnet18`.
+        modality: What its backbones take.
+        resolve: Turns a request into a backbone without loading weights. Raises `BackboneError` for unknown names.
+        models: All model names, for nearest-name hints; may be slow.
+        suggest: Good models of at most that many million parameters, best first; the first is used when a study names none.
+        help: One line for `autoft plugins`.
+    """
+
+    name: str
+    modality: str
+    resolve: Callable[[BackboneRequest], Backbone]
+    models: Callable[[], Sequence[str]]
+    suggest: Callable[[float], Sequence[str]]
+    help: str = ""
+
+
+# --- heads ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a head learned about the training targets.
+
+    Attributes:
+        labels: Class names in the order of the outputs.
+        counts: Training samples a class, in the same order.
+    """
+
+    labels: tuple[str, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def imbalance(self) -> float:
+        """Size of the largest class over that of the smallest; 1 where all are equal."""
+        return max(self.counts) / max(1, min(self.counts))
+
+
+@dataclass(frozen=True)
+class Head:
+    """A task: its output module, loss, metrics and answers.
+
+    Attributes:
+        name: Such as `image-classification`.
+        modality: Which data it is for, or None for any.
+        features: The kind of features it needs; `pooled` is `(N, C)`.
+        describe: Reads the training targets. Raises `DataError` where they cannot be learned.
+        encode: Turns raw targets into a tensor with one row a sample. Raises `DataError` for a target unknown to `Targets`.
+        build: Makes the output module from the size C of the features; takes the knobs' values.
+        loss: Mean loss of a batch, `(outputs, encoded targets, targets, knobs) -> scalar tensor`.
+        activation: Turns outputs into scores inside the exported graph (classification: softmax).
+        metrics: `(outputs, encoded targets, targets) -> values by name`, over a whole split; never averaged over batches.
+            A metric that the split does not define (AUROC with one class) is left out.
+        directions: Whether each metric is to be maximized or minimized.
+        default_metric: The metric that the search optimizes when the study names none.
+        report: A finer account of a split, JSON-ready (classification: one entry a class).
+        knobs: Settings it adds to training and to the search.
+        runtime: The script that runs a bundle of this head and its modality without autoft; copied as `predict.py`.
+        help: One line for `autoft plugins`.
+    """
+
+    name: str
+    modality: str | None
+    features: str
+    describe: Callable[[Sequence[Any]], Targets]
+    encode: Callable[[Sequence[Any], Targets], Tensor]
+    build: Callable[[int, Targets, Mapping[str, Any]], nn.Module]
+    loss: Callable[[Tensor, Tensor, Targets, Mapping[str, Any]], Tensor]
+    activation: Callable[[Tensor], Tensor]
+    metrics: Callable[[torch.Tensor, torch.Tensor, Targets], dict[str, float]]
+    directions: Mapping[str, Direction]
+    default_metric: Callable[[Targets], str]
+    report: Callable[[torch.Tensor, torch.Tensor, Targets], dict[str, Any]]
+    runtime: Path
+    knobs: tuple[Knob, ...] = field(default=())
+    help: str = ""
+
+
+def is_better(direction: Direction, value: float, than: float | None) -> bool:
+    """Return whether a metric's value beats another; anything beats None, ties do not win."""
+    if than is None:
+        return True
+    return value > than if direction == "maximize" else value < than

@@ -1,0 +1,1 @@
+"""Tools for plugin authors and for the tests: toy plugins and the conformance kit."""
