@@ -1,6 +1,6 @@
 """The contracts between plugins and the engine: frozen values, no base classes, no torch at import time.
 
-A plugin returns these from its hooks (`autoft/hookspecs.py`); the engine reads them and never asks where they came from.
+A plugin returns these from its hooks (`autoft/hookspecs.py`); the engine reads them and never asks who made them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
-# --- the search space -------------------------------------------------------------------------------------------------
+# --- the search space -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Knob:
     help: str
 
 
-# --- data ---------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class DataFormat:
     help: str = ""
 
 
-# --- backbones ------------------------------------------------------------------------------------------------------------
+# --- backbones ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class BackboneFamily:
         modality: What its backbones take.
         resolve: Turns a request into a backbone without loading weights. Raises `BackboneError` for unknown names.
         models: All model names, for nearest-name hints; may be slow.
-        suggest: Good models of at most that many million parameters, best first; the first is used when a study names none.
+        suggest: Good models of at most that many million parameters, best first; a study that names none gets the first.
         help: One line for `autoft plugins`.
     """
 
@@ -254,7 +254,7 @@ class BackboneFamily:
     help: str = ""
 
 
-# --- heads ----------------------------------------------------------------------------------------------------------------
+# --- heads ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -284,11 +284,11 @@ class Head:
         modality: Which data it is for, or None for any.
         features: The kind of features it needs; `pooled` is `(N, C)`.
         describe: Reads the training targets. Raises `DataError` where they cannot be learned.
-        encode: Turns raw targets into a tensor with one row a sample. Raises `DataError` for a target unknown to `Targets`.
+        encode: Turns raw targets into a tensor with one row a sample. Raises `DataError` for a target it does not know.
         build: Makes the output module from the size C of the features; takes the knobs' values.
         loss: Mean loss of a batch, `(outputs, encoded targets, targets, knobs) -> scalar tensor`.
         activation: Turns outputs into scores inside the exported graph (classification: softmax).
-        metrics: `(outputs, encoded targets, targets) -> values by name`, over a whole split; never averaged over batches.
+        metrics: `(outputs, encoded targets, targets) -> values by name`, over a whole split, never averaged by batch.
             A metric that the split does not define (AUROC with one class) is left out.
         directions: Whether each metric is to be maximized or minimized.
         default_metric: The metric that the search optimizes when the study names none.
