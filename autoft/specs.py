@@ -242,7 +242,7 @@ class BackboneFamily:
         modality: What its backbones take.
         resolve: Turns a request into a backbone without loading weights. Raises `BackboneError` for unknown names.
         models: All model names, for nearest-name hints; may be slow.
-        suggest: Good models of at most that many million parameters, best first; a study that names none gets the first.
+        suggest: Good models of at most that many million parameters, best first; a study naming none gets the first.
         help: One line for `autoft plugins`.
     """
 
