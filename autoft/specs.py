@@ -176,6 +176,9 @@ class Preprocessing(Protocol):
     def to_dict(self) -> dict[str, Any]:
         """Return the whole declaration, JSON-ready; equal dictionaries mean equal preprocessing."""
 
+    def preprocessor_config(self) -> dict[str, Any]:
+        """Return the declaration in the form of the Hugging Face ecosystem's `preprocessor_config.json`."""
+
     @property
     def policies(self) -> tuple[str, ...]:
         """Augmentation policies, weakest first; the first is `none`."""
@@ -198,6 +201,7 @@ class Backbone:
         no_weight_decay: Names of parameters that must not be decayed, beyond norms and biases.
         licence: The weights' licence, where known; goes into the model card.
         citation: Where the weights come from, in words or as an identifier.
+        config: What the bundle's `config.json` says of the architecture, in the Hugging Face ecosystem's words.
         image_size: For images, height and width of the input in pixels.
     """
 
@@ -213,6 +217,7 @@ class Backbone:
     no_weight_decay: Callable[[nn.Module], frozenset[str]] = lambda module: frozenset()
     licence: str | None = None
     citation: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
     image_size: tuple[int, int] | None = None
 
 
@@ -294,7 +299,8 @@ class Head:
         default_metric: The metric that the search optimizes when the study names none.
         report: A finer account of a split, JSON-ready (classification: one entry a class).
         knobs: Settings it adds to training and to the search.
-        runtime: The script that runs a bundle of this head and its modality without autoft; copied as `predict.py`.
+        runtime: The script that runs a bundle of this head and its modality without autoft; copied as `predict.py`. It
+            holds a class `Bundle` with `load(folder)`, `outputs(sources)`, `answers(sources)` and `check()`, and `main()`.
         help: One line for `autoft plugins`.
     """
 

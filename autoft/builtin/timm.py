@@ -1,0 +1,387 @@
+"""The `timm` backbone family: any timm model by name, with timm's own stages, preprocessing and weights.
+
+Stages come from each model's `group_matcher`, preprocessing from `resolve_data_config`, and weights from the Hugging Face
+cache or hub, or from a local file or folder in timm's layout.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from autoft.errors import BackboneError, nearest
+from autoft.hookspecs import hookimpl
+from autoft.specs import Backbone, BackboneFamily, BackboneRequest, Stage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Name and size in millions of parameters without the classifier; the best known trade first.
+SUGGESTIONS: tuple[tuple[str, float], ...] = (
+    ("timm/convnext_tiny.in12k_ft_in1k", 27.8),
+    ("timm/resnet18.a1_in1k", 11.2),
+    ("timm/mobilenetv4_conv_small.e2400_r224_in1k", 2.5),
+)
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+SMALLEST_SIZE = 32
+
+
+@hookimpl
+def autoft_backbones() -> list[BackboneFamily]:
+    """Offer every timm model as an image backbone."""
+    return [
+        BackboneFamily(
+            name="timm",
+            modality="image",
+            resolve=resolve,
+            models=models,
+            suggest=suggest,
+            help="image models of pytorch-image-models, by name: timm/resnet18, timm/vit_tiny_patch16_224, ...",
+        )
+    ]
+
+
+def models() -> list[str]:
+    """Return the names of all timm models, without the family's prefix."""
+    import timm
+
+    return list(timm.list_models()) + list(timm.list_pretrained())
+
+
+def suggest(max_millions: float) -> Sequence[str]:
+    """Return suggested backbones of at most `max_millions` million parameters, best first."""
+    return [name for name, millions in SUGGESTIONS if millions <= max_millions]
+
+
+def resolve(request: BackboneRequest) -> Backbone:
+    """Turn a model's name into a backbone, reading at most a local folder's `config.json`.
+
+    Raises:
+        BackboneError: The name is unknown, the weights' path is missing or of another model, or the size is impossible.
+    """
+    import timm
+    from timm.data import resolve_data_config
+
+    from autoft.images import ImagePreprocessing
+
+    if not timm.is_model(request.model):
+        near = nearest(request.model, models())
+        hint = f"did you mean {', '.join('timm/' + name for name in near)}?" if near else "`timm.list_models()` lists all"
+        raise BackboneError(f"timm has no model {request.model!r}", hint)
+    found = timm.get_pretrained_cfg(request.model)
+    config: dict[str, Any] = found.to_dict() if found is not None else {}
+    source = _local_weights(request, config) if request.weights not in ("pretrained", "none") else None
+    if source is not None:
+        config = {**config, **source.overlay}
+    if request.weights == "pretrained" and not _has_pretrained(config):
+        raise BackboneError(
+            f"timm/{request.model} has no pretrained weights",
+            "name another tag or model, give `weights: PATH`, or `weights: none` to train from scratch",
+        )
+    size = choose_size(config, request)
+    preprocessing = ImagePreprocessing.from_timm_config(
+        resolve_data_config({"input_size": (3, *size)}, pretrained_cfg=config)
+    )
+
+    def build() -> nn.Module:
+        return _build(request, config, source.file if source else None, size)
+
+    return Backbone(
+        name=f"timm/{request.model}",
+        modality="image",
+        weights=request.weights if source is None else str(source.file),
+        features="pooled",
+        inputs=("pixel_values",),
+        preprocessing=preprocessing,
+        build=build,
+        stages=stages,
+        feature_size=feature_size,
+        no_weight_decay=no_weight_decay,
+        licence=config.get("license"),
+        citation=_origin(request, config, source),
+        # transformers and Optimum load timm models under this type, by timm's own name
+        config={"model_type": "timm_wrapper", "architecture": request.model.split(".")[0]},
+        image_size=size,
+    )
+
+
+def choose_size(config: dict[str, Any], request: BackboneRequest) -> tuple[int, int]:
+    """Choose height and width of the input.
+
+    The study's `image_size` wins. Otherwise it is the model's own size, except that a model which takes any size is not
+    given images blown up more than four times: 8x8 scans are read at 32x32, not at 224x224.
+    """
+    own = tuple(int(side) for side in (config.get("input_size") or (3, 224, 224))[1:])
+    if request.image_size is not None:
+        return (request.image_size, request.image_size)
+    if request.typical_size is not None and not config.get("fixed_input_size"):
+        enough = max(SMALLEST_SIZE, math.ceil(4 * request.typical_size / 32) * 32)
+        smallest = tuple(int(side) for side in (config.get("min_input_size") or (3, 0, 0))[1:])
+        if enough < min(own) and enough >= max(smallest):
+            return (enough, enough)
+    return (own[0], own[1])
+
+
+def stages(module: nn.Module) -> tuple[Stage, ...]:
+    """Order a timm model's parameters into stages by its own `group_matcher`, input first.
+
+    Source: timm's `group_parameters`, which its layer-wise learning rates use.
+    """
+    from timm.models import group_parameters
+
+    matcher = module.group_matcher(coarse=False)  # type: ignore[operator]
+    groups = group_parameters(module, matcher)
+    return tuple(Stage(_stage_name(names), tuple(names)) for _, names in sorted(groups.items()))
+
+
+def feature_size(module: nn.Module) -> int:
+    """Return the width C of the pooled features `(N, C)`; some models widen them between the last stage and the head."""
+    size = getattr(module, "head_hidden_size", None) or module.num_features
+    return int(size)
+
+
+def no_weight_decay(module: nn.Module) -> frozenset[str]:
+    """Return the parameters that the model's authors do not decay, such as position embeddings."""
+    named = getattr(module, "no_weight_decay", None)
+    return frozenset(named()) if callable(named) else frozenset()
+
+
+def _stage_name(parameters: Sequence[str]) -> str:
+    """Name a stage after what its parameters share: `blocks.3` for all of a block, the first module otherwise."""
+    owners = [name.split(".")[:-1] or [name] for name in parameters]
+    shared: list[str] = []
+    for parts in zip(*owners, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared) if shared else ".".join(owners[0])
+
+
+@dataclass(frozen=True)
+class _LocalWeights:
+    """A local weights file, and what a `config.json` beside it says about the model."""
+
+    file: Path
+    overlay: dict[str, Any]
+
+
+def _local_weights(request: BackboneRequest, config: dict[str, Any]) -> _LocalWeights:
+    path = Path(request.weights).expanduser()
+    if path.is_file():
+        if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
+            raise BackboneError(
+                f"weights must be a .safetensors, .pt, .pth or .bin file or a folder, but got {path}",
+                "save the state dict with safetensors.torch.save_file",
+            )
+        return _LocalWeights(path.resolve(), {})
+    if not path.is_dir():
+        raise BackboneError(
+            f"the weights of timm/{request.model} do not exist: {path}",
+            "use `pretrained`, `none`, or the path of a local weights file or folder",
+        )
+    file = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
+    if file is None:
+        raise BackboneError(f"the weights folder {path} has none of {', '.join(WEIGHT_FILES)}", "name the file itself")
+    overlay: dict[str, Any] = {}
+    if (path / "config.json").is_file():
+        overlay = _read_folder_config(path / "config.json", request)
+    return _LocalWeights(file.resolve(), overlay)
+
+
+def _read_folder_config(file: Path, request: BackboneRequest) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{file} is not readable JSON: {error}", "remove it, or save the model again") from error
+    architecture = content.get("architecture") if isinstance(content, dict) else None
+    wanted = request.model.split(".")[0]
+    if architecture is not None and architecture != wanted:
+        raise BackboneError(
+            f"the weights in {file.parent} are of timm/{architecture}, but the study asks for timm/{request.model}",
+            f"use `name: timm/{architecture}`",
+        )
+    overlay = content.get("pretrained_cfg", {}) if isinstance(content, dict) else {}
+    return {key: value for key, value in overlay.items() if value is not None and key not in ("tag", "file", "url")}
+
+
+def _has_pretrained(config: dict[str, Any]) -> bool:
+    return bool(config.get("hf_hub_id") or config.get("url"))
+
+
+def _origin(request: BackboneRequest, config: dict[str, Any], source: _LocalWeights | None) -> str | None:
+    if request.weights == "none":
+        return None
+    if source is not None:
+        return source.file.name
+    return config.get("hf_hub_id") or config.get("url")
+
+
+def _build(request: BackboneRequest, config: dict[str, Any], file: Path | None, size: tuple[int, int]) -> nn.Module:
+    import timm
+
+    arguments: dict[str, Any] = {"num_classes": 0}
+    own = tuple((config.get("input_size") or (3, 224, 224))[1:])
+    if config.get("fixed_input_size") and size != own:
+        arguments["img_size"] = size
+    name = request.model
+    if request.weights == "pretrained" and file is None and not config.get("custom_load"):
+        file = _hub_file(name, config)
+    try:
+        if file is not None:
+            overlay = {**_loadable(config), "file": str(file), "source": "", "custom_load": False}
+            with _MissingKeys() as missing:
+                model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+            if missing.names:
+                raise BackboneError(
+                    f"the weights {file} lack {len(missing.names)} parameters of timm/{name}, such as {missing.names[0]}",
+                    "they belong to another model, or are only a part of one",
+                )
+        else:
+            model = timm.create_model(name, pretrained=request.weights == "pretrained", **arguments)
+    except BackboneError:
+        raise
+    except TypeError as error:
+        if "img_size" in arguments and "img_size" in str(error):
+            raise BackboneError(
+                f"timm/{name} takes only images of {own[0]}x{own[1]}, but image_size is {size[0]}",
+                "leave image_size out",
+            ) from error
+        raise
+    except (RuntimeError, KeyError, ValueError, AssertionError, OSError, EOFError) as error:
+        where = f"with the weights {file}" if file else f"at {size[0]}x{size[1]}"
+        raise BackboneError(f"timm/{name} cannot be built {where}: {_first_line(error)}") from error
+    return _float32(model)
+
+
+def _loadable(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what timm needs to know of a checkpoint in order to adapt it: its classes, channels and input size."""
+    keys = (
+        "num_classes",
+        "input_size",
+        "classifier",
+        "first_conv",
+        "mean",
+        "std",
+        "interpolation",
+        "crop_pct",
+        "crop_mode",
+    )
+    return {key: config[key] for key in keys if config.get(key) is not None}
+
+
+def _float32(model: nn.Module) -> nn.Module:
+    # Some checkpoints are stored in half precision; master weights are float32, autocast does the rest.
+    return model.float()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def _hub_file(model: str, config: dict[str, Any]) -> Path | None:
+    """Return the model's weights file from the Hugging Face cache, downloading it where the hub can be reached.
+
+    Returns None for the few models whose weights lie elsewhere; timm downloads those itself.
+
+    Raises:
+        BackboneError: The weights are not in the cache and the hub cannot be reached.
+    """
+    repository = config.get("hf_hub_id")
+    if not repository:
+        _require_network(model, config.get("url") or "", cached=_torch_cache(config.get("url") or ""))
+        return None
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    repository, _, revision = str(repository).partition("@")
+    names = (config["hf_hub_filename"],) if config.get("hf_hub_filename") else WEIGHT_FILES
+    for name in names:
+        cached = try_to_load_from_cache(repository, name, revision=revision or None)
+        if isinstance(cached, str):
+            return Path(cached)
+    _require_network(model, constants.ENDPOINT, cached=False)
+    for name in names:
+        try:
+            return Path(hf_hub_download(repository, name, revision=revision or None))
+        except LocalEntryNotFoundError as error:
+            raise _no_network(model, constants.ENDPOINT) from error
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError) as error:
+            raise BackboneError(
+                f"the weights of timm/{model} could not be downloaded: {_first_line(error)}",
+                "try again, or download them elsewhere and give `weights: PATH`",
+            ) from error
+    raise BackboneError(f"{repository} on the hub has none of {', '.join(names)}", "give `weights: PATH`")
+
+
+def _torch_cache(url: str) -> bool:
+    from torch.hub import get_dir
+
+    return bool(url) and (Path(get_dir()) / "checkpoints" / Path(urlsplit(url).path).name).is_file()
+
+
+def _require_network(model: str, address: str, *, cached: bool) -> None:
+    """Fail at once where a download cannot work; the hub's client alone would retry for most of a minute."""
+    if cached:
+        return
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise _no_network(model, address, "HF_HUB_OFFLINE is set")
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY")):
+        return  # behind a proxy the host's name need not resolve here
+    host = urlsplit(address).hostname or ""
+    try:
+        socket.create_connection((host, urlsplit(address).port or 443), timeout=5).close()
+    except OSError as error:
+        raise _no_network(model, address, str(error)) from error
+
+
+def _no_network(model: str, address: str, reason: str = "no answer") -> BackboneError:
+    return BackboneError(
+        f"the pretrained weights of timm/{model} are not in the local cache, and {address} cannot be reached ({reason})",
+        "connect once, or copy the Hugging Face cache here (HF_HOME), or give `weights: PATH` (--weights PATH) of a local "
+        "safetensors file or folder, or `weights: none` to train from scratch",
+    )
+
+
+class _MissingKeys(logging.Handler):
+    """Collects the parameters that timm did not find in a checkpoint: it only logs them, where autoft must refuse.
+
+    timm loads with `strict=False` whenever the classifier is dropped, so a file of another model would pass unseen.
+    """
+
+    _pattern = re.compile(r"^Missing keys \((?P<names>[^)]*)\)")
+
+    def __init__(self) -> None:
+        super().__init__(level=logging.INFO)
+        self.names: list[str] = []
+        self._logger = logging.getLogger("timm.models._builder")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        found = self._pattern.match(record.getMessage())
+        if found:
+            self.names += found["names"].split(", ")
+
+    def __enter__(self) -> _MissingKeys:
+        self._level, self._propagate = self._logger.level, self._logger.propagate
+        self._logger.addHandler(self)
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._level)
+        self._logger.propagate = self._propagate

@@ -1,0 +1,25 @@
+"""What a search tells those who watch: one value for people, programs and the log alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a search.
+
+    Attributes:
+        kind: `data`, `warning`, `preflight`, `search`, `trial`, `epoch`, `trial_end`, `export`, `done` or `stopped`.
+        text: One line for people.
+        data: The same for programs, JSON-ready.
+    """
+
+    kind: str
+    text: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+Listener = Callable[[Event], None]

@@ -1,0 +1,269 @@
+"""Writes a bundle: the folder that a deployer gets, complete, hashed, and only after the gate has passed."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from autoft.errors import ExportError
+from autoft.export.card import model_card
+from autoft.export.onnx import to_onnx
+from autoft.export.parity import Parity, check_parity, describe, load_script
+from autoft.export.preprocess import build_preprocess_model
+from autoft.files import folder_in_place, save_tensors, sha256, write_json, write_text
+from autoft.loading import SplitData
+from autoft.model import FineTuneModel
+from autoft.specs import Backbone, Sample
+from autoft.train import Objective, predict
+
+FORMAT = "autoft-bundle"
+FORMAT_VERSION = 1
+GOLDEN_TOLERANCE = 1e-3
+RECORDED_PACKAGES = (
+    "autoft",
+    "torch",
+    "torchvision",
+    "timm",
+    "optuna",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and what is known about it, ready for export.
+
+    Attributes:
+        model: On the CPU, float32, with the best weights.
+        backbone: What it was built from.
+        objective: Task, targets and metric.
+        validation: Validation split, not augmented.
+        test: Test split, not augmented; scored once, here.
+        facts: What the model card and `autoft.json` tell beside: name, data, trial, settings.
+    """
+
+    model: FineTuneModel
+    backbone: Backbone
+    objective: Objective
+    validation: SplitData
+    test: SplitData
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export gave.
+
+    Attributes:
+        parity: The gate's measurements.
+        validation: Metrics of the trained model, float32, on the validation split.
+        test: Metrics on the test split.
+        test_error: Standard error of the task's metric on the test split, by bootstrap.
+    """
+
+    parity: Parity
+    validation: dict[str, float]
+    test: dict[str, float]
+    test_error: float
+
+
+def export_bundle(
+    trained: Trained, folder: Path, *, max_metric_drop: float, max_output_difference: float, golden: int
+) -> Exported:
+    """Export a model, let it through the gate, and put the bundle in place.
+
+    Args:
+        trained: What to export.
+        folder: Where the bundle is to be. One already there is replaced only after the gate has passed.
+        max_metric_drop: How far the task's metric may move.
+        max_output_difference: How far any output may move.
+        golden: How many validation samples travel with the bundle, to check any runtime against.
+
+    Raises:
+        ExportError: The model cannot be exported, or the gate fails; `folder` is untouched.
+    """
+    backbone, objective = trained.backbone, trained.objective
+    head, targets = objective.head, objective.targets
+    cpu = torch.device("cpu")
+    model = trained.model.to(cpu).to(memory_format=torch.contiguous_format)
+    validation = predict(model, trained.validation, device=cpu, batch_size=32)
+    test = predict(model, trained.test, device=cpu, batch_size=32)
+    proto = to_onnx(
+        model,
+        head.activation,
+        example_inputs(trained.validation, backbone),
+        input_names=backbone.inputs,
+        labels=targets.labels,
+    )
+    with folder_in_place(folder) as draft:
+        _write_files(draft, trained, proto)
+        _write_contract(draft, trained, {})  # the gate runs the bundle's own script, which wants a whole bundle
+        parity = check_parity(
+            draft,
+            trained.validation.samples,
+            validation,
+            trained.validation.targets,
+            objective,
+            max_metric_drop=max_metric_drop,
+            max_output_difference=max_output_difference,
+        )
+        exported = Exported(
+            parity=parity,
+            validation=head.metrics(validation, trained.validation.targets, targets),
+            test=head.metrics(test, trained.test.targets, targets),
+            test_error=bootstrap_error(test, trained.test.targets, objective),
+        )
+        _write_golden(draft, trained.validation.samples, targets.labels, golden)
+        reports = {
+            "validation": head.report(validation, trained.validation.targets, targets),
+            "test": head.report(test, trained.test.targets, targets),
+        }
+        measured = exported_facts(exported)
+        write_text(draft / "README.md", model_card(backbone, objective, measured, reports, trained.facts))
+        _write_contract(draft, trained, measured)
+        if golden:
+            _replay_golden(draft)
+    return exported
+
+
+def exported_facts(exported: Exported) -> dict[str, Any]:
+    """Return an export's measurements, JSON-ready."""
+    return {
+        "parity": describe(exported.parity),
+        "validation": exported.validation,
+        "test": exported.test,
+        "test_error": exported.test_error,
+    }
+
+
+def example_inputs(data: SplitData, backbone: Backbone) -> tuple[Tensor, ...]:
+    """Return the inputs of two samples, for tracing."""
+    rows = np.arange(2) % len(data)
+    inputs, _ = next(iter(data.batches([rows], device=torch.device("cpu"))))
+    if len(inputs) != len(backbone.inputs):
+        raise ExportError(f"{backbone.name} names {len(backbone.inputs)} inputs, but its preprocessing gives {len(inputs)}")
+    return inputs
+
+
+def bootstrap_error(outputs: Tensor, encoded: Tensor, objective: Objective, rounds: int = 200) -> float:
+    """Return the standard error of the task's metric by resampling the split (Efron, 1979).
+
+    Resamples in which the metric is not defined are left out.
+    """
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(rounds):
+        rows = rng.integers(0, len(encoded), len(encoded))
+        found = objective.head.metrics(outputs[rows], encoded[rows], objective.targets)
+        if objective.metric in found:
+            values.append(found[objective.metric])
+    return float(np.std(values)) if values else 0.0
+
+
+def _write_files(folder: Path, trained: Trained, proto: onnx.ModelProto) -> None:
+    backbone, targets = trained.backbone, trained.objective.targets
+    (folder / "onnx").mkdir()
+    onnx.save_model(proto, folder / "onnx" / "model.onnx")
+    declared = backbone.preprocessing.to_dict()
+    if declared.get("kind") == "image":
+        onnx.save_model(build_preprocess_model(declared), folder / "onnx" / "preprocess.onnx")
+    save_tensors(folder / "model.safetensors", trained.model.state_dict(), {"backbone": backbone.name})
+    shutil.copyfile(trained.objective.head.runtime, folder / "predict.py")
+    write_json(folder / "preprocessor_config.json", backbone.preprocessing.preprocessor_config())
+    write_json(
+        folder / "config.json",
+        {
+            **backbone.config,
+            "num_labels": len(targets.labels),
+            "id2label": {str(index): label for index, label in enumerate(targets.labels)},
+            "label2id": {label: index for index, label in enumerate(targets.labels)},
+        },
+    )
+
+
+def _write_contract(folder: Path, trained: Trained, measured: Mapping[str, Any]) -> None:
+    """Write `autoft.json` last: it holds the hash of every other file."""
+    backbone, objective = trained.backbone, trained.objective
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "autoft.json")
+    write_json(
+        folder / "autoft.json",
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "name": trained.facts["name"],
+            "task": objective.head.name,
+            "labels": list(objective.targets.labels),
+            "metric": objective.metric,
+            "inputs": list(backbone.inputs),
+            "outputs": ["logits", "probabilities"],
+            "preprocessing": backbone.preprocessing.to_dict(),
+            "backbone": {
+                "name": backbone.name,
+                "weights": backbone.citation,
+                "licence": backbone.licence,
+            },
+            **measured,
+            "training": trained.facts["training"],
+            "data": trained.facts["data"],
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
+            "files": {path.relative_to(folder).as_posix(): sha256(path) for path in files},
+        },
+    )
+
+
+def _write_golden(folder: Path, samples: Sequence[Sample], labels: Sequence[str], count: int) -> None:
+    """Store raw validation samples of as many classes as possible, with what the bundle makes of them."""
+    chosen = _spread(samples, count)
+    if not chosen:
+        return
+    inputs = folder / "golden" / "inputs"
+    inputs.mkdir(parents=True)
+    names = []
+    for number, sample in enumerate(chosen):
+        if isinstance(sample.source, Path):
+            names.append(f"{number}{sample.source.suffix.lower()}")
+            shutil.copyfile(sample.source, inputs / names[-1])
+        else:
+            names.append(f"{number}.bin")
+            (inputs / names[-1]).write_bytes(sample.source)
+    bundle = load_script(folder / "predict.py").Bundle.load(folder)
+    arrays = bundle.vectors([inputs / name for name in names])
+    for name, array in arrays.items():
+        np.save(inputs.parent / f"{name}.npy", array, allow_pickle=False)
+    answers = [labels[int(row.argmax())] for row in arrays["probabilities"]]
+    write_json(inputs.parent / "golden.json", {"inputs": names, "labels": answers, "tolerance": GOLDEN_TOLERANCE})
+
+
+def _replay_golden(folder: Path) -> None:
+    """Check the finished bundle as its receiver will: hashes first, then the golden vectors."""
+    checked = load_script(folder / "predict.py").Bundle.load(folder).check()
+    if not checked["ok"]:
+        raise ExportError(f"the finished bundle does not reproduce its own golden vectors: {json.dumps(checked)}")
+
+
+def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """Choose samples, one of each target in turn."""
+    queues: dict[Any, list[Sample]] = {}
+    for sample in samples:
+        queues.setdefault(sample.target, []).append(sample)
+    chosen: list[Sample] = []
+    while len(chosen) < min(count, len(samples)):
+        for queue in queues.values():
+            if queue and len(chosen) < count:
+                chosen.append(queue.pop(0))
+    return chosen

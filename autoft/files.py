@@ -1,0 +1,159 @@
+"""Writes files so that a kill at any moment leaves either the old or the new content, never a torn one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it into place: fsync, rename, fsync of the folder.
+
+    Args:
+        path: The file to create or replace.
+        write: Writes the whole content to the path it is given.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files private; a run folder's files follow the user's umask like any other
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def copy_atomically(source: Path, path: Path) -> None:
+    """Copy a file's content to `path`, which appears whole or not at all."""
+
+    def copy(temporary: Path) -> None:
+        shutil.copyfile(source, temporary)
+
+    replace_atomically(path, copy)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename or removal inside `folder` durable; Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    replace_atomically(path, lambda temporary: _write_exactly(temporary, text))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically; NaN and infinity are refused, since other readers refuse them."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not a JSON object.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, but holds a {type(content).__name__}")
+    return content
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """Append one JSON object as a line; a torn last line can only be the newest event, and readers skip it."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(content) + "\n")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write tensors and a JSON-ready description as one safetensors file, atomically.
+
+    Tensors are copied to the CPU first; ones that share memory are stored apart.
+    """
+    from safetensors.torch import save_file
+
+    owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    described = {"autoft": json.dumps(metadata, allow_nan=False)} if metadata is not None else None
+    replace_atomically(path, lambda temporary: save_file(owned, temporary, metadata=described))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote: the tensors on the CPU, and the description.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not a whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            described = (file.metadata() or {}).get("autoft", "{}")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(described)  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def folder_in_place(path: Path) -> Iterator[Path]:
+    """Fill a temporary folder that becomes `path` when the block ends without an error.
+
+    A folder already at `path` stays untouched until then, and is removed only after the new one stands.
+    """
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    old = path.with_name(f".{path.name}.old")
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        _remove_tree(old)
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+        sync_folder(path.parent)
+        _remove_tree(old)
+    finally:
+        _remove_tree(temporary)
+
+
+def _remove_tree(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _write_exactly(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,81 @@
+"""Assembles a backbone and a head into the model that is trained and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoft.errors import BackboneError
+from autoft.freezing import check_stages, frozen_modules, frozen_parameters
+from autoft.specs import Backbone, Head, Stage, Targets
+
+
+class FineTuneModel(nn.Module):
+    """A backbone followed by a head; frozen stages stay in `eval()` through every `train()`.
+
+    Attributes:
+        backbone: Takes the inputs, gives features.
+        head: Takes features, gives outputs.
+        stages: The backbone's stages, input to output.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, stages: Sequence[Stage]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.stages = tuple(stages)
+        self._held_in_eval: tuple[nn.Module, ...] = ()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the head's outputs `(N, ...)` for the backbone's inputs, each with N rows."""
+        outputs: Tensor = self.head(self.backbone(*inputs))
+        return outputs
+
+    def freeze(self, depth: int) -> None:
+        """Freeze the first `depth` stages: no gradients, and no change of running statistics.
+
+        Raises:
+            BackboneError: `depth` is not between 0 and the number of stages.
+        """
+        frozen = frozen_parameters(self.stages, depth)
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        held = frozen_modules(self.backbone, frozen) if depth else ()
+        self._held_in_eval = tuple(self.backbone.get_submodule(name) for name in held)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> FineTuneModel:
+        """Set training mode, except in frozen modules: a frozen BatchNorm would keep drifting, a frozen dropout firing."""
+        super().train(mode)
+        for module in self._held_in_eval:
+            module.training = False
+        return self
+
+
+def assemble(backbone: Backbone, head: Head, targets: Targets, knobs: Mapping[str, Any], *, seed: int) -> FineTuneModel:
+    """Build a backbone with its weights, and a head of matching size on top.
+
+    Args:
+        backbone: What to build.
+        head: The task.
+        targets: The task's targets, which decide the size of the output.
+        knobs: Values of the head's knobs, such as `dropout`.
+        seed: Seeds the random initialization of the head (and of the backbone where it has no weights).
+
+    Raises:
+        BackboneError: The backbone gives features that the head cannot use, or its stages are not a partition.
+    """
+    if backbone.features != head.features:
+        raise BackboneError(
+            f"the head {head.name} needs {head.features} features, but {backbone.name} gives {backbone.features}",
+            "choose another backbone or task",
+        )
+    torch.manual_seed(seed)
+    module = backbone.build()
+    stages = backbone.stages(module)
+    check_stages(module, stages)
+    torch.manual_seed(seed)  # again: the head's start must not depend on how the backbone was made
+    return FineTuneModel(module, head.build(backbone.feature_size(module), targets, knobs), stages)

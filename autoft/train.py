@@ -1,0 +1,405 @@
+"""The training loop: `fit(model, data, config, on_epoch) -> FitResult`; it knows neither Optuna nor pluggy."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoft.files import load_tensors, save_tensors
+from autoft.freezing import parameter_groups
+from autoft.loading import SplitData, even_batches
+from autoft.model import FineTuneModel
+from autoft.specs import Direction, Head, Targets, is_better
+
+SMALLEST_RATE = 0.01  # where the cosine ends, as a share of the peak: a last epoch at zero would train nothing
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or the outputs became NaN or infinite; the configuration does not train."""
+
+
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
+    """Training was asked to stop between two steps; the last finished epoch is in the checkpoint."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is optimized: a head's loss on the training split, one of its metrics on the validation split.
+
+    Attributes:
+        head: The task.
+        targets: Its targets.
+        metric: Name of the metric that selects the best epoch.
+    """
+
+    head: Head
+    targets: Targets
+    metric: str
+
+    @property
+    def direction(self) -> Direction:
+        """Whether the metric is to be maximized or minimized."""
+        return self.head.directions[self.metric]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One way to fine-tune.
+
+    Attributes:
+        learning_rate: Peak rate of the backbone's last stage, before `layer_decay`.
+        epochs: Passes over the training split.
+        batch_size: Samples an optimizer step.
+        micro_batch: Samples a forward pass; gradients accumulate up to `batch_size`. None: the whole batch at once.
+        freeze_depth: Stages frozen, counted from the input.
+        head_multiplier: The head's learning rate over the backbone's.
+        layer_decay: Factor on the learning rate from each stage to the one before it.
+        weight_decay: Decoupled weight decay of AdamW, L2 for SGD; not for norms and biases.
+        warmup: Share of all steps in which the rate rises linearly; the cosine takes the rest.
+        gradient_clip: Largest norm of the gradient, or None.
+        optimizer: `adamw` or `sgd`.
+        momentum: Of SGD.
+        precision: `fp32`, `bf16` or `fp16` autocast; weights and optimizer stay float32.
+        patience: Epochs without a better validation metric before stopping, or None.
+        seed: Seeds initialization, order, dropout and augmentation.
+        knobs: Values of the head's knobs.
+    """
+
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    micro_batch: int | None = None
+    freeze_depth: int = 0
+    head_multiplier: float = 1.0
+    layer_decay: float = 1.0
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+    gradient_clip: float | None = 1.0
+    optimizer: str = "adamw"
+    momentum: float = 0.9
+    precision: str = "fp32"
+    patience: int | None = None
+    seed: int = 0
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch gave.
+
+    Attributes:
+        epoch: Counted from 1.
+        train_loss: Mean over the epoch's samples.
+        metrics: All the head's metrics on the validation split.
+        value: The objective's metric.
+        seconds: Training and validation together.
+    """
+
+    epoch: int
+    train_loss: float
+    metrics: dict[str, float]
+    value: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The best epoch of a training run.
+
+    Attributes:
+        best: Its report.
+        history: All epochs, in order.
+        weights: The model's state at that epoch, on the CPU.
+        stopped: Why training ended: `finished` or `patience`.
+    """
+
+    best: EpochReport
+    history: tuple[EpochReport, ...]
+    weights: dict[str, Tensor]
+    stopped: str
+
+
+def fit(
+    model: FineTuneModel,
+    train: SplitData,
+    validation: SplitData,
+    objective: Objective,
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    no_weight_decay: frozenset[str] = frozenset(),
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> FitResult:
+    """Train, keep the best epoch's weights, and go on from a checkpoint where there is one.
+
+    Args:
+        model: Trained in place, moved to `device`.
+        train: Training split.
+        validation: Validation split, scored after every epoch.
+        objective: Loss and metric.
+        config: How to train.
+        device: CUDA, MPS or CPU.
+        no_weight_decay: Backbone parameters not to be decayed.
+        checkpoint: Folder for checkpoints, or None for none. After a kill, the same call continues exactly.
+        on_epoch: Called after each epoch, once its checkpoint is safe; what it raises ends the training.
+        should_stop: Asked before every step; True ends the training with `Interrupted`.
+
+    Raises:
+        NonFiniteError: The loss or the outputs are not finite.
+        Interrupted: `should_stop` said so.
+    """
+    head, targets = objective.head, objective.targets
+    model.freeze(config.freeze_depth)
+    model.to(device)
+    channels_last = device.type == "cuda"  # tensor cores want it; oneDNN and MPS choose layouts themselves
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    optimizer = _optimizer(model, config, no_weight_decay, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    steps_an_epoch = len(even_batches(np.arange(len(train)), config.batch_size))
+    total_steps = steps_an_epoch * config.epochs
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    history: list[EpochReport] = []
+    best: EpochReport | None = None
+    best_weights: dict[str, Tensor] = {}
+    stopped = "finished"
+    resumed = _load_checkpoint(checkpoint, model, optimizer, scaler) if checkpoint else None
+    if resumed is not None:
+        history, best_weights = resumed
+        best = _best(history, objective.direction)
+        if on_epoch is not None:
+            on_epoch(history[-1])  # the kill may have come between its checkpoint and its report
+
+    for epoch in range(len(history) + 1, config.epochs + 1):
+        if _exhausted(history, best, config.patience):
+            stopped = "patience"
+            break
+        started = time.monotonic()
+        # Reseeded every epoch, so that a checkpoint at an epoch's end needs no random state to be continued exactly.
+        seed_everything(config.seed, epoch)
+        order = np.random.default_rng((config.seed, epoch)).permutation(len(train))
+        batches = even_batches(order, config.batch_size)
+        micro = [part for batch in batches for part in even_batches(batch, config.micro_batch or config.batch_size)]
+        feed = train.batches(micro, device=device, seed=(config.seed, epoch), pin=device.type == "cuda")
+        model.train()
+        loss_sum = torch.zeros((), device=device)  # summed on the device: reading it every step would stall a GPU
+        for step, batch in enumerate(batches):
+            if should_stop is not None and should_stop():
+                feed.close()  # type: ignore[attr-defined]
+                raise Interrupted
+            rate = rate_at((epoch - 1) * steps_an_epoch + step, total_steps, config.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * rate
+            for _ in even_batches(batch, config.micro_batch or config.batch_size):
+                inputs, wanted = next(feed)
+                if channels_last:
+                    inputs = tuple(_to_channels_last(item) for item in inputs)
+                with autocast(device, config.precision):
+                    outputs = model(*inputs)
+                loss = head.loss(outputs, wanted, targets, config.knobs)
+                scaler.scale(loss * (len(wanted) / len(batch))).backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach() * len(wanted)
+            if config.gradient_clip is not None:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(trainable, config.gradient_clip)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+        train_loss = loss_sum.item() / len(train)
+        if not math.isfinite(train_loss):
+            raise NonFiniteError(f"the training loss became {train_loss} in epoch {epoch}")
+
+        outputs = predict(model, validation, device=device, batch_size=config.micro_batch or config.batch_size,
+                          precision=config.precision)  # fmt: skip
+        if not bool(torch.isfinite(outputs).all()):
+            raise NonFiniteError(f"the validation outputs are not finite after epoch {epoch}")
+        metrics = head.metrics(outputs, validation.targets, targets)
+        report = EpochReport(epoch, train_loss, metrics, metrics[objective.metric], time.monotonic() - started)
+        history.append(report)
+        if best is None or is_better(objective.direction, report.value, best.value):
+            best = report
+            best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        if checkpoint is not None:
+            _save_checkpoint(checkpoint, model, optimizer, scaler, history, best, best_weights)
+        if on_epoch is not None:
+            on_epoch(report)
+
+    if best is None:
+        raise ValueError(f"`epochs` must be at least 1, but got {config.epochs}")
+    return FitResult(best, tuple(history), best_weights, stopped)
+
+
+@torch.inference_mode()
+def predict(
+    model: torch.nn.Module, data: SplitData, *, device: torch.device, batch_size: int, precision: str = "fp32"
+) -> Tensor:
+    """Return the model's outputs for a whole split, `(N, K)`, float32 on the CPU, in the split's order."""
+    model.eval()
+    collected = []
+    feed = data.batches(even_batches(np.arange(len(data)), 2 * batch_size), device=device, pin=device.type == "cuda")
+    for inputs, _ in feed:
+        with autocast(device, precision):
+            outputs = model(*inputs)
+        collected.append(outputs.float())
+    return torch.cat(collected).cpu()  # one copy at the end, not one a batch
+
+
+def rate_at(step: int, total: int, warmup: float) -> float:
+    """Return the learning rate's factor at a step: linear warm-up, then half a cosine (arXiv:1608.03983) down to 1 %.
+
+    Args:
+        step: Counted from 0.
+        total: Steps of the whole training.
+        warmup: Share of `total` spent rising.
+    """
+    rising = round(warmup * total)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    progress = (step - rising) / max(1, total - rising)
+    return SMALLEST_RATE + (1 - SMALLEST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def seed_everything(seed: int, epoch: int = 0) -> None:
+    """Seed torch's generators, on the CPU and all devices, for one epoch."""
+    mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
+    torch.manual_seed(mixed)
+    torch.backends.cudnn.benchmark = False  # picks kernels by timing, which no seed repeats
+    torch.backends.cudnn.deterministic = True
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the autocast context for `fp32` (off), `bf16` or `fp16`."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return the device for `auto` (CUDA, then MPS, then CPU) or a name.
+
+    Raises:
+        RuntimeError: The named device is not there.
+    """
+    if wanted != "auto":
+        device = torch.device(wanted)
+        torch.zeros(1, device=device)  # fails here, with torch's own words, rather than in the first trial
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """Return the precision for `auto`: bf16 on GPUs that have it, fp16 on older ones, fp32 elsewhere."""
+    if wanted != "auto":
+        return wanted
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def choose_batch_size(wanted: str | int, samples: int) -> int:
+    """Return the batch size for `auto`: the largest power of two from 8 to 64 that gives some 16 steps an epoch."""
+    if wanted != "auto":
+        return int(wanted)
+    return min(64, max(8, 1 << int(math.log2(max(1, samples / 16)))), samples)
+
+
+def _optimizer(
+    model: FineTuneModel, config: TrainConfig, no_weight_decay: frozenset[str], device: torch.device
+) -> torch.optim.Optimizer:
+    groups = parameter_groups(
+        model.backbone,
+        model.head,
+        model.stages,
+        learning_rate=config.learning_rate,
+        head_multiplier=config.head_multiplier,
+        layer_decay=config.layer_decay,
+        weight_decay=config.weight_decay,
+        no_weight_decay=no_weight_decay,
+    )
+    fused = device.type in ("cuda", "cpu", "mps")
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
+
+
+def _to_channels_last(item: Tensor) -> Tensor:
+    return item.contiguous(memory_format=torch.channels_last) if item.ndim == 4 else item
+
+
+def _best(history: list[EpochReport], direction: Direction) -> EpochReport:
+    best = history[0]
+    for report in history[1:]:
+        if is_better(direction, report.value, best.value):
+            best = report
+    return best
+
+
+def _exhausted(history: list[EpochReport], best: EpochReport | None, patience: int | None) -> bool:
+    return patience is not None and best is not None and len(history) - best.epoch >= patience
+
+
+# --- checkpoints: `last.safetensors` commits; it names the file with the best weights --------------------------------
+
+
+def _save_checkpoint(
+    folder: Path,
+    model: FineTuneModel,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    history: list[EpochReport],
+    best: EpochReport,
+    best_weights: dict[str, Tensor],
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    best_file = folder / f"best-{best.epoch}.safetensors"
+    if best.epoch == history[-1].epoch:
+        # a file of its own for each best epoch: after a kill before the commit below, the older one is still there
+        save_tensors(best_file, best_weights)
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for key, value in optimizer.state[parameter].items():
+                if value is not None:
+                    tensors[f"optimizer/{name}/{key}"] = value
+    described = {
+        "history": [asdict(report) for report in history],
+        "best": best_file.name,
+        "scaler": scaler.state_dict(),
+    }
+    save_tensors(folder / "last.safetensors", tensors, described)
+    for stale in folder.glob("best-*.safetensors"):
+        if stale != best_file:
+            stale.unlink()
+
+
+def _load_checkpoint(
+    folder: Path, model: FineTuneModel, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> tuple[list[EpochReport], dict[str, Tensor]] | None:
+    if not (folder / "last.safetensors").exists():
+        return None
+    tensors, described = load_tensors(folder / "last.safetensors")
+    best_weights, _ = load_tensors(folder / described["best"])
+    model.load_state_dict(
+        {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+    )
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            prefix = f"optimizer/{name}/"
+            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            # AdamW's step counter is a scalar that fused kernels want on the parameter's device, like the moments
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+    if described["scaler"]:
+        scaler.load_state_dict(described["scaler"])
+    return [EpochReport(**report) for report in described["history"]], best_weights

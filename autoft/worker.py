@@ -1,0 +1,269 @@
+"""Runs one trial after another with data kept warm: trains, checkpoints, and gives every failure a type."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from autoft.errors import DataError
+from autoft.files import copy_atomically, load_tensors, read_json, write_json
+from autoft.loading import SplitData
+from autoft.model import FineTuneModel, assemble
+from autoft.specs import Backbone, Sample
+from autoft.train import EpochReport, Interrupted, NonFiniteError, Objective, TrainConfig, fit
+
+FailureKind = Literal["oom", "nan", "data", "infra", "disk", "bug"]
+State = Literal["complete", "pruned", "interrupted", "failed"]
+
+WEIGHTS = "model.safetensors"
+RESULT = "result.json"
+CHECKPOINT = "checkpoint"
+
+
+class StopTrial(Exception):  # noqa: N818 - a request, not an error
+    """Raised by `on_epoch` to end a trial after an epoch; carries why, such as `pruned` or `time limit`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial to run.
+
+    Attributes:
+        backbone: What to fine-tune.
+        config: How.
+        augmentation: Policy for the training split.
+        folder: The trial's own folder: its checkpoint lives there while it runs, its weights and result after.
+    """
+
+    backbone: Backbone
+    config: TrainConfig
+    augmentation: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a trial failed.
+
+    Attributes:
+        kind: `oom`, `nan`, `data`, `infra`, `disk` or `bug`.
+        message: The exception, in a line.
+        trace: The whole traceback.
+        place: Where it was raised, to tell equal bugs from different ones.
+    """
+
+    kind: FailureKind
+    message: str
+    trace: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        state: `complete`; `pruned` (stopped early, its best epoch kept); `interrupted` (to be continued); `failed`.
+        best: The best epoch, or None where there was none.
+        epochs: Epochs trained.
+        seconds: Wall time of this run of it.
+        stopped: Why it ended: `finished`, `patience`, or what `StopTrial` said.
+        failure: For `failed`.
+        micro_batch: The micro-batch it ended with, where memory forced a smaller one.
+    """
+
+    state: State
+    best: EpochReport | None
+    epochs: int
+    seconds: float
+    stopped: str
+    failure: Failure | None = None
+    micro_batch: int | None = None
+
+
+class Worker:
+    """Runs trials of one search on one device; keeps decoded splits from trial to trial.
+
+    Args:
+        splits: Samples and encoded targets of the `train`, `validation` and `test` splits.
+        objective: Task, targets and metric.
+        device: Where to train.
+        memory: Bytes that decoded samples of all splits may take together.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[str, tuple[Sequence[Sample], torch.Tensor]],
+        objective: Objective,
+        *,
+        device: torch.device,
+        memory: int,
+    ) -> None:
+        self._splits = splits
+        self._objective = objective
+        self._device = device
+        self._memory = memory
+        self._warm: dict[str, SplitData] = {}
+        self._micro_batch: dict[str, int] = {}  # learned from running out of memory, by backbone
+
+    def data(self, split: str, backbone: Backbone, policy: str = "none") -> SplitData:
+        """Return a split decoded for a backbone; the last decoding of each split is kept."""
+        key = f"{split} {policy} {backbone.preprocessing.to_dict()}"
+        if key not in self._warm:
+            for stale in [known for known in self._warm if known.split()[0] == split]:
+                del self._warm[stale]
+            samples, encoded = self._splits[split]
+            total = sum(len(rows) for rows, _ in self._splits.values())
+            share = int(self._memory * len(samples) / max(1, total))
+            self._warm[key] = SplitData(samples, encoded, backbone.preprocessing, policy=policy, memory=share)
+        return self._warm[key]
+
+    def build(self, backbone: Backbone, config: TrainConfig) -> FineTuneModel:
+        """Build a backbone and head, as every trial of that configuration starts."""
+        return assemble(backbone, self._objective.head, self._objective.targets, config.knobs, seed=config.seed)
+
+    def run(
+        self,
+        job: Job,
+        *,
+        on_epoch: Callable[[EpochReport], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Outcome:
+        """Train one trial to its end, from its checkpoint where it has one.
+
+        Running out of memory halves the micro-batch at the same effective batch and goes on. No exception of the training
+        escapes: it becomes a typed `Failure`.
+
+        Returns:
+            The outcome; for `complete` and `pruned` the best weights are in `job.folder / "model.safetensors"`.
+        """
+        finished = load_outcome(job.folder)
+        if finished is not None:
+            return finished  # a kill came between the result and its being told
+        started = time.monotonic()
+        micro = self._micro_batch.get(job.backbone.name)
+        while True:
+            try:
+                return self._attempt(job, micro, started, on_epoch, should_stop)
+            except (Exception, torch.OutOfMemoryError) as error:  # noqa: BLE001 - typed and handed to the driver
+                kind = classify(error)
+                current = micro or job.config.batch_size
+                if kind == "oom" and current > 1:
+                    micro = self._micro_batch[job.backbone.name] = (current + 1) // 2
+                    trace = None
+                else:
+                    trace = "".join(traceback.format_exception(error))
+                    frame = traceback.extract_tb(error.__traceback__)[-1]
+                    failure = Failure(
+                        kind, _line(error), trace, f"{type(error).__name__} at {frame.filename}:{frame.lineno}"
+                    )
+            # outside the handler: the traceback no longer holds the tensors that filled the memory
+            self.free()
+            if trace is not None:
+                epochs = len(_checkpoint_history(job.folder))
+                return Outcome("failed", None, epochs, time.monotonic() - started, kind, failure, micro)
+
+    def free(self) -> None:
+        """Give back the device memory that no live tensor uses."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _attempt(
+        self,
+        job: Job,
+        micro: int | None,
+        started: float,
+        on_epoch: Callable[[EpochReport], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> Outcome:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        history: list[EpochReport] = []
+
+        def note(report: EpochReport) -> None:
+            history.append(report)
+            if on_epoch is not None:
+                on_epoch(report)
+
+        try:
+            model = self.build(job.backbone, job.config)
+            result = fit(
+                model,
+                self.data("train", job.backbone, job.augmentation),
+                self.data("validation", job.backbone),
+                self._objective,
+                replace(job.config, micro_batch=micro),
+                device=self._device,
+                no_weight_decay=job.backbone.no_weight_decay(model.backbone),
+                checkpoint=job.folder / CHECKPOINT,
+                on_epoch=note,
+                should_stop=should_stop,
+            )
+            return self._keep(job.folder, "complete", result.stopped, started, micro)
+        except StopTrial as request:
+            return self._keep(job.folder, "pruned", str(request), started, micro)
+        except Interrupted:
+            done = _checkpoint_history(job.folder)
+            return Outcome("interrupted", None, len(done), time.monotonic() - started, "interrupted")
+
+    def _keep(self, folder: Path, state: State, stopped: str, started: float, micro: int | None) -> Outcome:
+        """Keep the best weights and the result, then drop the checkpoint: in this order, so that a kill loses nothing."""
+        _, described = load_tensors(folder / CHECKPOINT / "last.safetensors")
+        best_file = folder / CHECKPOINT / described["best"]
+        copy_atomically(best_file, folder / WEIGHTS)
+        epoch = int(best_file.stem.removeprefix("best-"))
+        best = EpochReport(**described["history"][epoch - 1])
+        outcome = Outcome(state, best, len(described["history"]), time.monotonic() - started, stopped, micro_batch=micro)
+        write_json(folder / RESULT, {**asdict(outcome), "history": described["history"]})
+        shutil.rmtree(folder / CHECKPOINT)
+        return outcome
+
+
+def load_outcome(folder: Path) -> Outcome | None:
+    """Return the outcome that a finished trial left in its folder, or None."""
+    if not (folder / RESULT).exists():
+        return None
+    stored = read_json(folder / RESULT)
+    best = EpochReport(**stored["best"])
+    return Outcome(
+        stored["state"], best, stored["epochs"], stored["seconds"], stored["stopped"], micro_batch=stored["micro_batch"]
+    )
+
+
+def classify(error: BaseException) -> FailureKind:
+    """Give a trial's exception its type, which decides what happens next."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return "oom"
+    if isinstance(error, NonFiniteError):
+        return "nan"
+    if isinstance(error, DataError):
+        return "data"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left on device" in text or "database or disk is full" in text:
+        return "disk"
+    if isinstance(error, ConnectionError | TimeoutError):
+        return "infra"
+    return "bug"
+
+
+def _checkpoint_history(folder: Path) -> list[dict[str, Any]]:
+    file = folder / CHECKPOINT / "last.safetensors"
+    if not file.exists():
+        return []
+    history: list[dict[str, Any]] = load_tensors(file)[1]["history"]
+    return history
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return f"{type(error).__name__}: {text.splitlines()[0][:500]}"
