@@ -1,0 +1,118 @@
+"""Lays options over a study's values, writes short forms out, and makes paths absolute."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from autoft.config.document import (
+    MAX_DIGITS,
+    Document,
+    Finding,
+    Loc,
+    Place,
+    UnreadableError,
+    compose,
+    is_unicode,
+    place_of,
+    plain_value,
+    shown,
+)
+from autoft.config.schema import SECTIONS
+from autoft.errors import nearest
+
+
+def expand(document: Document) -> None:
+    """Write short forms out: `data: PATH`, `backbones: NAME`, a backbone that is only a name, an empty section."""
+    values, places = document.values, document.places
+
+    def put(loc: Loc) -> None:
+        if loc[:-1] in places:
+            places[loc] = places[loc[:-1]]
+
+    for section in (*SECTIONS, "space"):
+        if section in values and values[section] is None:
+            values[section] = [] if section == "backbones" else {}
+    if isinstance(values.get("data"), str):
+        values["data"] = {"path": values["data"]}
+        put(("data", "path"))
+    if isinstance(values.get("backbones"), str | dict):
+        entry = values["backbones"]
+        # The places of a mapping's settings move one level down together with it.
+        for loc in [loc for loc in places if loc[0:1] == ("backbones",) and len(loc) == 2]:
+            places[("backbones", "0", loc[1])] = places.pop(loc)
+        values["backbones"] = [entry]
+        put(("backbones", "0"))
+    if isinstance(values.get("backbones"), list):
+        for position, entry in enumerate(values["backbones"]):
+            if isinstance(entry, str):
+                values["backbones"][position] = {"name": entry}
+                put(("backbones", str(position), "name"))
+
+
+def override(document: Document, option: str, number: int) -> None:
+    """Lay one option, `a.b=value`, over the values."""
+    key, equals, text = option.partition("=")
+    loc = tuple(part.strip() for part in key.split("."))
+    place = Place((1, number, 0), option=option if option.isprintable() else ascii(option)[1:-1])
+
+    def refuse(message: str, hint: str | None = None) -> None:
+        document.findings.append(Finding(loc, message, hint, place=place, hides=True))
+
+    if not equals or not all(loc) or not is_unicode(key):
+        return refuse("must be written as `setting=value`", "such as `search.trials=5`")
+    try:
+        node, refused = compose(text)
+    except UnreadableError as error:
+        return refuse(error.message, error.hint)
+    parent: Any = document.values
+    for depth, part in enumerate(loc):
+        if isinstance(parent, list):
+            if not part.isdecimal() or int(part[:MAX_DIGITS]) >= len(parent):
+                return refuse(f"must name an item from 0 to {len(parent) - 1}, but got {shown(part)}")
+        elif not isinstance(parent, dict):
+            return refuse(f"cannot be set, because `{'.'.join(loc[:depth])}` is not a mapping")
+        if depth == len(loc) - 1:
+            break
+        if isinstance(parent, dict) and parent.get(part) is None:
+            parent[part] = {}
+            document.places[loc[: depth + 1]] = place
+        parent = parent[int(part)] if isinstance(parent, list) else parent[part]
+    for old in [old for old in document.places if old[: len(loc)] == loc]:
+        del document.places[old]
+    # What was wrong with the replaced value no longer matters.
+    document.findings = [old for old in document.findings if old.loc[: len(loc)] != loc or not old.hides]
+    document.places[loc] = place
+    value = None if node is None else plain_value(node, loc, document, refused, place)
+    parent[int(loc[-1]) if isinstance(parent, list) else loc[-1]] = value
+    expand(document)
+    return None
+
+
+def resolve_paths(document: Document) -> None:
+    """Make paths absolute: those of a study file from its folder, those of options from the current folder."""
+    data, backbones = document.values.get("data"), document.values.get("backbones")
+
+    def resolve(settings: dict[str, Any], key: str, loc: Loc, rule: str, near: Sequence[str] = ()) -> None:
+        written: str = settings[key]
+        place = place_of(document.places, loc)
+        base = os.getcwd() if place is not None and place.option is not None else document.folder
+        settings[key] = os.path.abspath(os.path.join(base, os.path.expanduser(written)))
+        if not is_unicode(written):
+            document.findings.append(Finding(loc, f"must be valid Unicode, but got {shown(written)}", hides=True))
+        elif not written or not os.path.exists(settings[key]):
+            close = nearest(written, near)
+            hint = f"did you mean `{close[0]}`?" if close else "a relative path starts from the folder of the study file"
+            if not close and base != document.folder:
+                hint = "a relative path in an option starts from the current folder"
+            got = f"there is nothing at {settings[key]!r}" if written else "got ''"
+            document.findings.append(Finding(loc, f"{rule}, but {got}", hint))
+
+    if isinstance(data, dict) and isinstance(data.get("path"), str):
+        resolve(data, "path", ("data", "path"), "must be an existing file or folder")
+    for position, entry in enumerate(backbones if isinstance(backbones, list) else []):
+        weights = entry.get("weights") if isinstance(entry, dict) else None
+        if isinstance(weights, str) and weights not in ("pretrained", "none"):
+            rule = "must be `pretrained`, `none`, or an existing file or folder"
+            resolve(entry, "weights", ("backbones", str(position), "weights"), rule, ("pretrained", "none"))

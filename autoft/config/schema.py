@@ -1,0 +1,420 @@
+"""The settings of a study: their names, defaults and limits."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from autoft.config.document import Dumper, Loc, Place, problem_at, shown
+from autoft.errors import Problem, nearest
+from autoft.specs import Choice, Range
+
+ALL = "all"
+"""The word for every stage of a backbone in `space.freeze_depth`; `Range.high` says it as `math.inf`."""
+
+SpaceEntry = Range | Choice | bool | int | float | str
+"""What is searched (`Range`, `Choice`), or a fixed value."""
+
+
+def _invalid(message: str, hint: str | None = None, instead: str | None = None) -> PydanticCustomError:
+    """Return a validation error in our own words; `instead` names the sibling to blame where the value is a default."""
+    # The message goes in as a value, not as the template: it may hold braces that the user wrote.
+    return PydanticCustomError("autoft", "{message}", {"message": message, "hint": hint, "instead": instead})
+
+
+_DURATION = re.compile(r"(?:([\d.]+)\s*d)?\s*(?:([\d.]+)\s*h)?\s*(?:([\d.]+)\s*m)?\s*(?:([\d.]+)\s*s?)?")
+_SIZE = re.compile(r"([\d.]+)\s*(B|[kMGT]B|[KMGT]iB)", re.IGNORECASE)
+_SIZE_UNITS = {"b": 1} | {
+    f"{prefix}{unit}": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for unit, base in (("b", 1000), ("ib", 1024))
+}
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,4})?")
+NAME = re.compile(r"[^\W_][\w.-]{0,99}")
+
+
+def _seconds(value: object) -> object:
+    rule = "must be a time such as `90s`, `30m`, `2h` or `1h30m`"
+    seconds: float
+    if value is None:
+        return None
+    if isinstance(value, str) and value.strip() and (match := _DURATION.fullmatch(value.strip())):
+        try:
+            parts = [float(part) if part else 0.0 for part in match.groups()]
+        except ValueError:  # "1.2.3s"
+            raise _invalid(f"{rule}, but got {shown(value)}") from None
+        seconds = sum(part * unit for part, unit in zip(parts, (86_400, 3_600, 60, 1), strict=True))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        raise _invalid(f"{rule}, but got {shown(value)}", "leave it out to search without a limit")
+    if not 0 < seconds < math.inf:
+        raise _invalid(f"must be more than 0 seconds and finite, but got {shown(value)}")
+    return seconds
+
+
+def _bytes(value: object) -> object:
+    rule = "must be `auto` or a size such as `4GB` or `512MiB`"
+    if value == "auto":
+        return value
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        try:
+            size = float(match[1]) * _SIZE_UNITS[match[2].lower()]
+        except ValueError:  # "1.2.3GB"
+            raise _invalid(f"{rule}, but got {shown(value)}") from None
+        if size < math.inf:
+            return int(size)
+    elif isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise _invalid(f"{rule}, but got {shown(value)}", "0 keeps nothing in memory")
+
+
+def _batch_size(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise _invalid(f"must be `auto` or a whole number of at least 1, but got {shown(value)}")
+
+
+def _device(value: object) -> object:
+    if isinstance(value, str) and _DEVICE.fullmatch(value):
+        return value
+    raise _invalid(
+        f"must be `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, but got {shown(value)}",
+        "`autoft doctor` lists the devices of this machine",
+    )
+
+
+def _name(value: object) -> object:
+    if isinstance(value, str) and not NAME.fullmatch(value):
+        raise _invalid(
+            "must be at most 100 letters, digits, `.`, `_` or `-`, and begin with a letter or digit, "
+            f"but got {shown(value)}",
+            "it names the run folder",
+        )
+    return value
+
+
+Whole = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(min_length=1)]
+# NumPy and scikit-learn take seeds of 32 bits.
+Seed = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)]
+
+
+class Section(BaseModel):
+    """A part of a study file: cannot be changed, and takes no unknown settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Where the samples come from, and how they are split.
+
+    Attributes:
+        path: File or folder of the data, absolute.
+        plugin: Name of the data format, or None to detect it.
+        validation_share: Share of the samples to validate on, where the data declares no such split.
+        test_share: Share of the samples scored once at the end, where the data declares no such split.
+        max_rejected: Largest share of unreadable samples that is tolerated.
+        split_seed: Decides which samples go where.
+    """
+
+    path: Path
+    plugin: Text | None = None
+    validation_share: Annotated[Number, Field(gt=0)] = 0.15
+    test_share: Annotated[Number, Field(gt=0, validate_default=True)] = 0.15
+    max_rejected: Annotated[Number, Field(ge=0, lt=1)] = 0.01
+    split_seed: Seed = 0
+
+    @field_validator("test_share")
+    @classmethod
+    def _leave_enough_to_train_on(cls, value: float, info: ValidationInfo) -> float:
+        total = value + info.data.get("validation_share", 0.0)
+        if not total < 0.9:
+            raise _invalid(
+                f"must leave more than a tenth to train on: validation_share and test_share together must be "
+                f"less than 0.9, but are {total:g}",
+                instead="validation_share",
+            )
+        return value
+
+
+class BackboneConfig(Section):
+    """A pretrained model to try.
+
+    Attributes:
+        name: Full name, `FAMILY/MODEL`.
+        weights: `pretrained` (hub or cache), `none` (random), or the absolute path of a local file or folder.
+        image_size: Side of the square input in pixels, or None to choose by the model and the data.
+    """
+
+    name: Text
+    weights: Text = "pretrained"
+    image_size: Annotated[Whole, Field(ge=8)] | None = None
+
+
+class PluginsConfig(Section):
+    """Which plugins may take part.
+
+    Attributes:
+        allow: Names of the only plugins to load, or None for all that are installed.
+        strict: Whether a broken plugin is an error rather than a warning.
+    """
+
+    allow: tuple[Text, ...] | None = None
+    strict: Flag = False
+
+
+class SearchConfig(Section):
+    """How long to search, and for what.
+
+    Attributes:
+        trials: Trials at most.
+        time_limit: Seconds at most, over all sessions of the run; None for no limit.
+        metric: The metric to optimize, or None for the task's own choice.
+        seed: Decides the sampler and the training of every trial.
+        prune: Whether trials that fall behind are stopped early.
+    """
+
+    trials: Annotated[Whole, Field(ge=1)] = 20
+    time_limit: Annotated[float | None, BeforeValidator(_seconds)] = None
+    metric: Text | None = None
+    seed: Seed = 0
+    prune: Flag = True
+
+
+class TrainerConfig(Section):
+    """How a trial trains; what is searched stands in `space`.
+
+    Attributes:
+        epochs: Passes over the training split, at most.
+        batch_size: Samples an optimizer step, or `auto`.
+        precision: Number format of the forward pass, or `auto`.
+        optimizer: `adamw` or `sgd`.
+        momentum: Momentum of `sgd`; `adamw` ignores it.
+        augmentation: Name of one of the backbone's augmentation policies.
+        patience: Epochs without a better score after which a trial stops, or None to train them all.
+        warmup: Share of the steps over which the learning rate rises.
+        gradient_clip: Largest gradient norm, or None for no limit.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        memory: Bytes of decoded data held in memory at most, or `auto`.
+    """
+
+    epochs: Annotated[Whole, Field(ge=1)] = 10
+    batch_size: Annotated[int | Literal["auto"], BeforeValidator(_batch_size)] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    augmentation: Text = "light"
+    patience: Annotated[Whole, Field(ge=1)] | None = None
+    warmup: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
+    gradient_clip: Annotated[Number, Field(gt=0)] | None = 1.0
+    device: Annotated[str, BeforeValidator(_device)] = "auto"
+    memory: Annotated[int | Literal["auto"], BeforeValidator(_bytes)] = "auto"
+
+
+class ExportConfig(Section):
+    """How far the exported model may be from the trained one.
+
+    Attributes:
+        max_metric_drop: Largest loss of the metric over the validation split.
+        max_output_difference: Largest difference of any output.
+    """
+
+    max_metric_drop: Annotated[Number, Field(ge=0)] = 0.001
+    max_output_difference: Annotated[Number, Field(gt=0)] = 0.001
+
+
+class StudyConfig(Section):
+    """A whole study, validated; made by `load_study` or `study_from_data`.
+
+    Two are equal if all their settings are, wherever they were read from.
+
+    Attributes:
+        name: Names the run folder; the data folder's name where the study gives none.
+        data: Where the samples come from.
+        task: Name of the head, or None to take the one that the data suggests.
+        backbones: Models to try; if empty, the families suggest one.
+        plugins: Which plugins may take part.
+        space: What is searched or fixed, by name. A plain value is fixed. In a `Range`, `integer` is set for
+            `freeze_depth` alone, because only the owner of another setting knows whether it takes whole numbers, and
+            `high` is `math.inf` for `all`. A fixed `freeze_depth` and its choices say it as `"all"`.
+        search: How long to search, and for what.
+        trainer: How a trial trains.
+        export: How far the exported model may be from the trained one.
+    """
+
+    name: Annotated[str, BeforeValidator(_name)]
+    data: DataConfig
+    task: Text | None = None
+    backbones: tuple[BackboneConfig, ...] = ()
+    plugins: PluginsConfig = PluginsConfig()
+    space: dict[str, SpaceEntry] = Field(default_factory=dict)
+    search: SearchConfig = SearchConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    export: ExportConfig = ExportConfig()
+
+    _source: str = PrivateAttr("options")
+    _places: dict[Loc, Place] = PrivateAttr(default_factory=dict)
+
+    # Source and lines are private attributes, which pydantic would compare as well.
+    def __eq__(self, other: object) -> bool:
+        return self.__dict__ == other.__dict__ if isinstance(other, StudyConfig) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # `space` is a dictionary
+
+    @property
+    def source(self) -> str:
+        """The study file that this was read from, or `options` where there was none."""
+        return self._source
+
+    def problem(self, where: str, message: str, hint: str | None = None) -> Problem:
+        """Return a problem found after loading, with the line of the value in the study file.
+
+        Args:
+            where: Dotted path of the value, such as `backbones.0.weights`.
+            message: Rule, then value.
+            hint: What to do next.
+        """
+        return problem_at(self._places, tuple(where.split(".")), message, hint)
+
+    def to_yaml(self) -> str:
+        """Return the resolved study as a study file: paths are absolute, defaults are written out."""
+        return "# The resolved study, as autoft understood it.\n" + yaml.dump(
+            self._plain(), Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10_000
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides whether a run folder belongs to this study, JSON-ready.
+
+        The budget is not part of it: a run may be continued with more trials or more time.
+        """
+        plain = self._plain()
+        for budget in ("trials", "time_limit"):
+            del plain["search"][budget]
+        return plain
+
+    def _plain(self) -> dict[str, Any]:
+        """Return all settings as a study file writes them."""
+        plain = self.model_dump(mode="json", exclude={"space"})
+        plain["space"] = {name: _plain_entry(entry) for name, entry in self.space.items()}
+        return plain
+
+
+# --- the search space -----------------------------------------------------------------------------
+
+
+def _depth(value: object) -> object:
+    if value == ALL or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise _invalid(f"must be a whole number of stages or `all`, but got {shown(value)}")
+
+
+def _depth_or_infinity(value: object) -> object:
+    return math.inf if _depth(value) == ALL else value
+
+
+def _scalar(value: object) -> object:
+    if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise _invalid(f"must be text, a finite number, or true or false, but got {shown(value)}")
+
+
+def _choices(value: object) -> object:
+    if not isinstance(value, list) or not value:
+        got = "an empty one" if value == [] else shown(value)
+        raise _invalid(f"must be a list of values, but got {got}", "such as `choices: [0.0, 0.1]`")
+    seen = set()
+    for item in value:
+        if _scalar(item) in seen:
+            raise _invalid(f"must all be different, but {shown(item)} is listed twice")
+        seen.add(item)
+    return value
+
+
+class RangeEntry(Section):
+    """A number to search, as a study file writes it."""
+
+    low: Number
+    high: Number
+    log: Flag = False
+
+    @field_validator("high")
+    @classmethod
+    def _exceed_low(cls, high: float, info: ValidationInfo) -> float:
+        low = info.data.get("low")
+        if low is not None and not low < high:
+            raise _invalid(f"must be more than `low`, which is {low:g}, but got {high:g}")
+        return high
+
+    @field_validator("log")
+    @classmethod
+    def _need_positive_low(cls, log: bool, info: ValidationInfo) -> bool:
+        low = info.data.get("low")
+        if log and low is not None and low <= 0:
+            raise _invalid(f"needs a `low` of more than 0, but `low` is {low:g}")
+        return log
+
+
+class _DepthRangeEntry(RangeEntry):
+    low: Annotated[int, Field(strict=True, ge=0)]
+    high: Annotated[float, BeforeValidator(_depth_or_infinity)]
+
+
+class ChoiceEntry(Section):
+    """Values to search, as a study file writes them."""
+
+    choices: Annotated[tuple[bool | int | float | str, ...], BeforeValidator(_choices)]
+
+
+class _DepthChoiceEntry(ChoiceEntry):
+    @field_validator("choices")
+    @classmethod
+    def _be_depths(cls, choices: tuple[object, ...]) -> tuple[object, ...]:
+        return tuple(_depth(choice) for choice in choices)
+
+
+def parse_entry(name: str, raw: object) -> SpaceEntry:
+    """Return one entry of `space`; raises `ValidationError` or `PydanticCustomError`."""
+    is_depth = name == "freeze_depth"
+    if not raw or isinstance(raw, list):
+        if raw is None or isinstance(raw, Mapping | list):
+            raise _invalid(
+                f"must be a value, `{{low: .., high: ..}}` or `{{choices: [..]}}`, but got {shown(raw)}",
+                f"write `{{choices: {raw}}}`" if raw and len(str(raw)) < 60 else None,
+            )
+    elif isinstance(raw, Mapping):
+        if not {"low", "high", "log"} & raw.keys() and any(nearest(key, ["choices"]) for key in raw):
+            chosen = (_DepthChoiceEntry if is_depth else ChoiceEntry).model_validate(raw)
+            return Choice(chosen.choices)
+        ranged = (_DepthRangeEntry if is_depth else RangeEntry).model_validate(raw)
+        high = int(ranged.high) if is_depth and ranged.high < math.inf else ranged.high
+        return Range(ranged.low, high, log=ranged.log, integer=is_depth)
+    value: Any = _depth(raw) if is_depth else _scalar(raw)
+    scalar: SpaceEntry = value
+    return scalar
+
+
+def _plain_entry(entry: SpaceEntry) -> object:
+    """Return an entry of the space as a study file writes it; the inverse of `parse_entry`."""
+    if isinstance(entry, Range):
+        return {"low": entry.low, "high": ALL if entry.high == math.inf else entry.high, "log": entry.log}
+    return {"choices": list(entry.values)} if isinstance(entry, Choice) else entry
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "data": DataConfig,
+    "backbones": BackboneConfig,
+    "plugins": PluginsConfig,
+    "search": SearchConfig,
+    "trainer": TrainerConfig,
+    "export": ExportConfig,
+}
