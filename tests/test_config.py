@@ -484,6 +484,7 @@ def test_space_entry_is_read(folder: Path, entry: str, expected: SpaceEntry | No
         ("x: {choices: [[1]]}", "space.x.choices", "must be text, a finite number, or true or false, but got a list"),
         ("x: {choices: [.nan]}", "space.x.choices", "must be text, a finite number, or true or false, but got nan"),
         ("x: [1, 2]", "space.x", "must be a value, `{low: .., high: ..}` or `{choices: [..]}`, but got a list"),
+        ("x: {a: 1, b: 2}", "space.x", "must be a value, `{low: .., high: ..}` or `{choices: [..]}`, but got a mapping"),
         ("x: {}", "space.x", "must be a value, `{low: .., high: ..}` or `{choices: [..]}`, but got a mapping"),
         ("x: ", "space.x", "must be a value, `{low: .., high: ..}` or `{choices: [..]}`, but got nothing"),
         ("x: .nan", "space.x", "must be text, a finite number, or true or false, but got nan"),
@@ -678,6 +679,16 @@ def test_what_a_study_file_must_not_hold_is_one_problem_with_its_line(
     problem = problem_of(folder, text)
     assert problem.message.startswith(message)
     assert (problem.where, problem.line) == (where, 3)
+
+
+def test_refused_value_of_a_plain_backbone_is_one_problem(folder: Path) -> None:
+    problem = problem_of(folder, "data: photos\nbackbones:\n  name: *a\n  image_size: 32\n")
+    assert (problem.where, problem.line) == ("backbones.0.name", 3)
+
+
+def test_malformed_option_does_not_hide_problems_of_the_file(folder: Path) -> None:
+    problems = problems_of(folder, "data: photos\nsearch: {trials: 0}", ("search",))
+    assert [problem.where for problem in problems] == ["search.trials", "search"]
 
 
 def test_refused_values_do_not_hide_other_problems(folder: Path) -> None:

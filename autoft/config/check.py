@@ -16,11 +16,10 @@ from autoft.config.schema import (
     ALL,
     NAME,
     SECTIONS,
-    ChoiceEntry,
     PluginsConfig,
-    RangeEntry,
     SpaceEntry,
     StudyConfig,
+    entry_model,
     parse_entry,
 )
 from autoft.errors import ConfigError, Problem, nearest
@@ -159,8 +158,7 @@ def _space(raw: Mapping[str, Any]) -> tuple[dict[str, SpaceEntry], list[Finding]
         try:
             entries[name] = parse_entry(name, value)
         except ValidationError as error:
-            is_choice = error.title in ("ChoiceEntry", "_DepthChoiceEntry")
-            findings += _schema_findings(error, ChoiceEntry if is_choice else RangeEntry, ("space", name))
+            findings += _schema_findings(error, entry_model(name, value), ("space", name))
         except PydanticCustomError as error:
             context = error.context or {}
             findings.append(Finding(("space", name), str(context["message"]), context["hint"]))

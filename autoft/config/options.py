@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from autoft.config.document import (
@@ -39,9 +40,15 @@ def expand(document: Document) -> None:
         put(("data", "path"))
     if isinstance(values.get("backbones"), str | dict):
         entry = values["backbones"]
-        # The places of a mapping's settings move one level down together with it.
-        for loc in [loc for loc in places if loc[0:1] == ("backbones",) and len(loc) == 2]:
-            places[("backbones", "0", loc[1])] = places.pop(loc)
+        # What is known of the mapping's settings moves one level down together with it.
+        for loc in [loc for loc in places if loc[:1] == ("backbones",) and len(loc) > 1]:
+            places[("backbones", "0", *loc[1:])] = places.pop(loc)
+        document.findings = [
+            replace(each, loc=("backbones", "0", *each.loc[1:]))
+            if each.loc[:1] == ("backbones",) and len(each.loc) > 1
+            else each
+            for each in document.findings
+        ]
         values["backbones"] = [entry]
         put(("backbones", "0"))
     if isinstance(values.get("backbones"), list):
@@ -58,7 +65,7 @@ def override(document: Document, option: str, number: int) -> None:
     place = Place((1, number, 0), option=option if option.isprintable() else ascii(option)[1:-1])
 
     def refuse(message: str, hint: str | None = None) -> None:
-        document.findings.append(Finding(loc, message, hint, place=place, hides=True))
+        document.findings.append(Finding(loc, message, hint, place=place))
 
     if not equals or not all(loc) or not is_unicode(key):
         return refuse("must be written as `setting=value`", "such as `search.trials=5`")

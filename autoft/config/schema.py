@@ -382,23 +382,36 @@ class _DepthChoiceEntry(ChoiceEntry):
         return tuple(_depth(choice) for choice in choices)
 
 
+def entry_model(name: str, raw: object) -> type[RangeEntry] | type[ChoiceEntry] | None:
+    """Return the form of a mapping in `space`, judged by its keys, misspelt ones too; None if it looks like neither."""
+    if not isinstance(raw, Mapping):
+        return None
+    is_depth = name == "freeze_depth"
+    names = list(RangeEntry.model_fields)
+    is_range = any(key in names for key in raw)
+    if not is_range and any(nearest(key, ["choices"]) for key in raw):
+        return _DepthChoiceEntry if is_depth else ChoiceEntry
+    if is_range or any(nearest(key, names) for key in raw):
+        return _DepthRangeEntry if is_depth else RangeEntry
+    return None
+
+
 def parse_entry(name: str, raw: object) -> SpaceEntry:
     """Return one entry of `space`; raises `ValidationError` or `PydanticCustomError`."""
-    is_depth = name == "freeze_depth"
-    if not raw or isinstance(raw, list):
-        if raw is None or isinstance(raw, Mapping | list):
-            raise _invalid(
-                f"must be a value, `{{low: .., high: ..}}` or `{{choices: [..]}}`, but got {shown(raw)}",
-                f"write `{{choices: {raw}}}`" if raw and len(str(raw)) < 60 else None,
-            )
-    elif isinstance(raw, Mapping):
-        if not {"low", "high", "log"} & raw.keys() and any(nearest(key, ["choices"]) for key in raw):
-            chosen = (_DepthChoiceEntry if is_depth else ChoiceEntry).model_validate(raw)
-            return Choice(chosen.choices)
-        ranged = (_DepthRangeEntry if is_depth else RangeEntry).model_validate(raw)
-        high = int(ranged.high) if is_depth and ranged.high < math.inf else ranged.high
-        return Range(ranged.low, high, log=ranged.log, integer=is_depth)
-    value: Any = _depth(raw) if is_depth else _scalar(raw)
+    model = entry_model(name, raw)
+    if model is not None:
+        entry = model.model_validate(raw)
+        if isinstance(entry, ChoiceEntry):
+            return Choice(entry.choices)
+        is_depth = isinstance(entry, _DepthRangeEntry)
+        high = int(entry.high) if is_depth and entry.high < math.inf else entry.high
+        return Range(entry.low, high, log=entry.log, integer=is_depth)
+    if raw is None or isinstance(raw, Mapping | list):
+        raise _invalid(
+            f"must be a value, `{{low: .., high: ..}}` or `{{choices: [..]}}`, but got {shown(raw)}",
+            "values to choose from are written `{choices: [..]}`" if isinstance(raw, list) else None,
+        )
+    value: Any = _depth(raw) if name == "freeze_depth" else _scalar(raw)
     scalar: SpaceEntry = value
     return scalar
 
