@@ -12,14 +12,13 @@ from typing import Any
 
 import optuna
 
+from autoft.config import ALL
 from autoft.errors import Problem
 from autoft.specs import Backbone, Choice, Head, Range
 from autoft.train import TrainConfig
 
 Value = str | int | float | bool
 Searched = Range | Choice | Value  # a bare value is fixed
-
-ALL = "all"  # freeze depth: every stage
 
 
 @dataclass(frozen=True)
@@ -30,26 +29,56 @@ class Setting:
         name: The word in `space:` of a study file.
         preset: The value that trial 0 uses.
         search: What is searched when the study says nothing; None keeps the preset.
-        scratch: The value, fixed, when every backbone starts from random weights; None changes nothing.
         help: One line for the documentation.
+        allowed: What a study may ask for: the limits of a number; None where only the backbone can tell.
+        scratch: The preset when every backbone starts from random weights; None changes nothing.
+        scratch_fixed: Whether it is fixed then: freezing random features, say, would keep noise.
     """
 
     name: str
     preset: Value
     search: Range | Choice | None
     help: str
+    allowed: Range | Choice | None
     scratch: Value | None = None
+    scratch_fixed: bool = False
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("learning_rate", 3e-4, Range(1e-5, 1e-2, log=True), "peak learning rate of the backbone"),
-    Setting("head_multiplier", 10.0, Range(1.0, 30.0, log=True), "the head's learning rate over the backbone's", 1.0),
-    Setting("freeze_depth", 0, Range(0, math.inf, integer=True), "stages frozen, counted from the input", 0),
-    Setting("layer_decay", 0.9, Range(0.6, 1.0), "factor on the learning rate from each stage to the one before it", 1.0),
-    Setting("weight_decay", 1e-2, Range(1e-5, 1e-1, log=True), "decoupled weight decay, not on norms and biases"),
-    Setting("augmentation", "light", None, "augmentation policy of the training images"),
+    Setting(
+        "learning_rate", 3e-4, Range(1e-5, 1e-2, log=True), "peak learning rate of the backbone", Range(1e-8, 10.0), 1e-3
+    ),
+    Setting(
+        "head_multiplier",
+        10.0,
+        Range(1.0, 30.0, log=True),
+        "the head's learning rate over the backbone's",
+        Range(1e-3, 1e4),
+        1.0,
+        scratch_fixed=True,
+    ),
+    Setting(
+        "freeze_depth",
+        0,
+        Range(0, math.inf, integer=True),
+        "stages frozen, counted from the input",
+        None,
+        0,
+        scratch_fixed=True,
+    ),
+    Setting(
+        "layer_decay",
+        0.9,
+        Range(0.6, 1.0),
+        "factor on the learning rate from each stage to the one before it",
+        Range(0.0, 1.0),
+        1.0,
+        scratch_fixed=True,
+    ),
+    Setting(
+        "weight_decay", 1e-2, Range(1e-5, 1e-1, log=True), "decoupled weight decay, not on norms and biases", Range(0.0, 1.0)
+    ),
 )
-SCRATCH_LEARNING_RATE = 1e-3  # random weights need larger steps than pretrained ones
 
 
 @dataclass(frozen=True)
@@ -69,11 +98,20 @@ class Space:
     parameters: Mapping[str, Searched]
     preset: Mapping[str, Value]
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The backbones' names, with their weights where one name stands twice."""
+        names = [backbone.name for backbone in self.backbones]
+        return tuple(
+            backbone.name if names.count(backbone.name) == 1 else f"{backbone.name} [{backbone.weights}]"
+            for backbone in self.backbones
+        )
+
     def preset_of(self, backbone: int) -> dict[str, Value]:
         """Return the preset as values for Optuna, for one of the backbones; only what is searched."""
         values = {name: self.preset[name] for name, what in self.parameters.items() if isinstance(what, Range | Choice)}
         if len(self.backbones) > 1:
-            values["backbone"] = self.backbones[backbone].name
+            values["backbone"] = self.labels[backbone]
         return values
 
 
@@ -87,11 +125,59 @@ class Candidate:
 
 def names(head: Head) -> frozenset[str]:
     """Return every name that `space:` of a study may hold for a head."""
-    return frozenset(setting.name for setting in SETTINGS) | {knob.name for knob in head.knobs}
+    return frozenset(setting.name for setting in SETTINGS) | {knob.name for knob in head.knobs} | {"augmentation"}
+
+
+def check_values(wanted: Mapping[str, Searched], head: Head, *, policies: Sequence[str] | None = None) -> list[Problem]:
+    """Return what is wrong with the values that a study's `space` asks for; the freeze depth needs the backbones.
+
+    Args:
+        wanted: What the study says, by name.
+        head: Its knobs' limits count.
+        policies: Known augmentation policies, or None where they are not known yet.
+    """
+    allowed: dict[str, Range | Choice] = {setting.name: setting.allowed for setting in SETTINGS if setting.allowed}
+    allowed |= {knob.name: knob.allowed for knob in head.knobs}
+    if policies is not None:
+        allowed["augmentation"] = Choice(tuple(policies))
+    problems = []
+    for name, what in wanted.items():
+        if name not in allowed:
+            continue
+        limits = allowed[name]
+        asked = [what.low, what.high] if isinstance(what, Range) else what.values if isinstance(what, Choice) else (what,)
+        wrong = [value for value in asked if not _within(value, limits, ranged=isinstance(what, Range))]
+        if wrong:
+            rule = (
+                f"a number from {limits.low:g} to {limits.high:g}"
+                if isinstance(limits, Range)
+                else f"one of {', '.join(map(str, limits.values))}"
+            )
+            problems.append(Problem(f"space.{name}", f"must be {rule}, but got {_shown(wrong[0])}"))
+    return problems
+
+
+def _within(value: Value, limits: Range | Choice, *, ranged: bool) -> bool:
+    if isinstance(limits, Choice):
+        return not ranged and value in limits.values
+    return isinstance(value, int | float) and not isinstance(value, bool) and limits.low <= value <= limits.high
+
+
+def _policies(backbones: Sequence[Backbone]) -> tuple[str, ...]:
+    return tuple(
+        policy
+        for policy in backbones[0].preprocessing.policies
+        if all(policy in backbone.preprocessing.policies for backbone in backbones)
+    )
 
 
 def build_space(
-    wanted: Mapping[str, Searched], head: Head, backbones: Sequence[Backbone], stages: Sequence[int]
+    wanted: Mapping[str, Searched],
+    head: Head,
+    backbones: Sequence[Backbone],
+    stages: Sequence[int],
+    *,
+    augmentation: str,
 ) -> tuple[Space, list[Problem]]:
     """Combine the defaults with a study's `space`.
 
@@ -100,6 +186,7 @@ def build_space(
         head: Adds its knobs.
         backbones: Candidates, at least one.
         stages: Their numbers of stages.
+        augmentation: The policy that `trainer.augmentation` names; `space.augmentation` wins over it.
 
     Returns:
         The space, and what is wrong with `wanted`; the space must not be used where anything is.
@@ -108,27 +195,29 @@ def build_space(
     parameters: dict[str, Searched] = {}
     preset: dict[str, Value] = {}
     for setting in SETTINGS:
-        fixed = setting.scratch if scratch else None
-        parameters[setting.name] = fixed if fixed is not None else (setting.search or setting.preset)
-        preset[setting.name] = fixed if fixed is not None else setting.preset
-    if scratch:
-        preset["learning_rate"] = SCRATCH_LEARNING_RATE
+        preset[setting.name] = setting.scratch if scratch and setting.scratch is not None else setting.preset
+        fixed = setting.search is None or (scratch and setting.scratch_fixed)
+        parameters[setting.name] = preset[setting.name] if fixed or setting.search is None else setting.search
     for knob in head.knobs:
-        parameters[knob.name] = knob.search or knob.default
         preset[knob.name] = knob.default
+        parameters[knob.name] = knob.default if knob.search is None else knob.search
+    preset["augmentation"] = parameters["augmentation"] = augmentation
     parameters.update(wanted)
-    problems = _resolve_depth(parameters, preset, backbones, stages)
+    problems = check_values(wanted, head, policies=_policies(backbones))
+    problems += _resolve_depth(parameters, preset, backbones, stages)
     for name, what in parameters.items():
         preset[name] = _into(what, preset[name])
     return Space(tuple(backbones), tuple(stages), parameters, preset), problems
 
 
-def suggest(trial: optuna.Trial, space: Space) -> Candidate:
-    """Ask Optuna for one point; the order of the questions is fixed, so that a seed repeats them."""
+def suggest(trial: optuna.Trial | optuna.trial.FixedTrial, space: Space) -> Candidate:
+    """Ask Optuna for one point; the order of the questions is fixed, so that a seed repeats them.
+
+    With a `FixedTrial` of a stored trial's parameters, it returns that trial's point again.
+    """
     index = 0
     if len(space.backbones) > 1:
-        chosen = trial.suggest_categorical("backbone", [backbone.name for backbone in space.backbones])
-        index = [backbone.name for backbone in space.backbones].index(chosen)
+        index = space.labels.index(trial.suggest_categorical("backbone", list(space.labels)))
     values: dict[str, Value] = {}
     for name, what in space.parameters.items():
         if isinstance(what, Range) and what.integer:
@@ -148,7 +237,7 @@ def suggest(trial: optuna.Trial, space: Space) -> Candidate:
 
 def train_config(candidate: Candidate, head: Head, base: Mapping[str, Any]) -> TrainConfig:
     """Make the trainer's configuration of a candidate and the study's fixed `trainer` settings."""
-    own = {setting.name for setting in SETTINGS} - {"augmentation"}
+    own = {setting.name for setting in SETTINGS}
     values = {name: value for name, value in candidate.values.items() if name in own}
     knobs = {knob.name: candidate.values[knob.name] for knob in head.knobs}
     return TrainConfig(**values, **base, knobs=knobs)  # type: ignore[arg-type]
@@ -187,7 +276,7 @@ def _resolve_depth(
 def _into(what: Searched, preset: Value) -> Value:
     """Move a preset's value into what the study searches."""
     if isinstance(what, Range):
-        value = min(max(float(preset), what.low), what.high)  # type: ignore[arg-type]
+        value = min(max(float(preset), what.low), what.high)
         return round(value) if what.integer else value
     if isinstance(what, Choice):
         return preset if preset in what.values else what.values[0]

@@ -52,16 +52,18 @@ class Knob:
     """A setting that a head adds to training, and to the search.
 
     Attributes:
-        name: The word used in `space:` and `trainer:` of a study file.
+        name: The word used in `space:` of a study file.
         default: The preset's value.
         search: What is searched when the study says nothing; None keeps the default fixed.
         help: One line for the documentation.
+        allowed: What a study may ask for: the limits of a number, or the words of a choice.
     """
 
     name: str
     default: str | int | float | bool
     search: Range | Choice | None
     help: str
+    allowed: Range | Choice
 
 
 # --- data -----------------------------------------------------------------------------------------

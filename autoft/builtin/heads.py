@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.errors import DataError, nearest
 from autoft.hookspecs import hookimpl
-from autoft.specs import Head, Knob, Range, Targets
+from autoft.specs import Choice, Head, Knob, Range, Targets
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,9 +18,21 @@ if TYPE_CHECKING:
 IMBALANCED = 1.5  # the largest class over the smallest, from which accuracy misleads
 
 KNOBS = (
-    Knob("dropout", 0.1, Range(0.0, 0.4), "dropout before the output layer"),
-    Knob("label_smoothing", 0.0, Range(0.0, 0.1), "share of the target spread over all classes (arXiv:1512.00567)"),
-    Knob("class_weights", "none", None, "`balanced` weighs each class by the inverse of its frequency; or `none`"),
+    Knob("dropout", 0.1, Range(0.0, 0.4), "dropout before the output layer", Range(0.0, 0.95)),
+    Knob(
+        "label_smoothing",
+        0.0,
+        Range(0.0, 0.1),
+        "share of the target spread over all classes (arXiv:1512.00567)",
+        Range(0.0, 0.9),
+    ),
+    Knob(
+        "class_weights",
+        "none",
+        None,
+        "`balanced` weighs each class by the inverse of its frequency",
+        Choice(("none", "balanced")),
+    ),
 )
 
 

@@ -69,9 +69,9 @@ def resolve(request: BackboneRequest) -> Backbone:
         BackboneError: The name is unknown, the weights' path is missing or of another model, or the size is impossible.
     """
     import timm
-    from timm.data import resolve_data_config
+    from timm.data.config import resolve_data_config
 
-    from autoft.images import ImagePreprocessing
+    from autoft.images import from_timm_config
 
     if not timm.is_model(request.model):
         near = nearest(request.model, models())
@@ -88,7 +88,7 @@ def resolve(request: BackboneRequest) -> Backbone:
             "name another tag or model, give `weights: PATH`, or `weights: none` to train from scratch",
         )
     size = choose_size(config, request)
-    preprocessing = ImagePreprocessing.from_timm_config(
+    preprocessing = from_timm_config(
         resolve_data_config({"input_size": (3, *size)}, pretrained_cfg=config)
     )
 
@@ -145,7 +145,7 @@ def stages(module: nn.Module) -> tuple[Stage, ...]:
 
 def feature_size(module: nn.Module) -> int:
     """Return the width C of the pooled features `(N, C)`; some models widen them between the last stage and the head."""
-    size = getattr(module, "head_hidden_size", None) or module.num_features
+    size: Any = getattr(module, "head_hidden_size", None) or module.num_features
     return int(size)
 
 

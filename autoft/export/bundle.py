@@ -20,7 +20,7 @@ from autoft.errors import ExportError
 from autoft.export.card import model_card
 from autoft.export.onnx import to_onnx
 from autoft.export.parity import Parity, check_parity, describe, load_script
-from autoft.export.preprocess import build_preprocess_model
+from autoft.export.preprocess import build_preprocess_model, can_preprocess
 from autoft.files import folder_in_place, save_tensors, sha256, write_json, write_text
 from autoft.loading import SplitData
 from autoft.model import FineTuneModel
@@ -180,7 +180,7 @@ def _write_files(folder: Path, trained: Trained, proto: onnx.ModelProto) -> None
     (folder / "onnx").mkdir()
     onnx.save_model(proto, folder / "onnx" / "model.onnx")
     declared = backbone.preprocessing.to_dict()
-    if declared.get("kind") == "image":
+    if can_preprocess(declared):
         onnx.save_model(build_preprocess_model(declared), folder / "onnx" / "preprocess.onnx")
     save_tensors(folder / "model.safetensors", trained.model.state_dict(), {"backbone": backbone.name})
     shutil.copyfile(trained.objective.head.runtime, folder / "predict.py")

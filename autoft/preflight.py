@@ -1,0 +1,117 @@
+"""Checks before the first trial what would otherwise fail after the last one: building, training, export, disk."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from autoft.errors import BackboneError, RunError
+from autoft.events import Event, Listener
+from autoft.export.bundle import example_inputs
+from autoft.export.onnx import to_onnx
+from autoft.prepare import Prepared
+from autoft.train import TrainConfig
+from autoft.worker import Worker
+
+KEPT_TRIALS = 4  # the preset and the best three keep their weights
+SPARE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the preflight found, a value for each backbone.
+
+    Attributes:
+        stages: Numbers of stages.
+        parameters: Numbers of parameters.
+        export_seconds: How long the slowest export took; the time limit keeps that much back.
+    """
+
+    stages: tuple[int, ...]
+    parameters: tuple[int, ...]
+    export_seconds: float
+
+
+def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener, *, export: bool) -> Checked:
+    """Build every backbone, run a real batch through it, and export it once.
+
+    Args:
+        prepared: The study.
+        worker: Will run the trials.
+        run: The run folder, whose disk must hold what the search writes.
+        listener: Hears of each backbone.
+        export: Whether to try the export; a resumed run has done it.
+
+    Raises:
+        BackboneError: A backbone cannot be built, or not be run on the data.
+        ExportError: A backbone cannot be exported.
+        RunError: The disk is too small.
+    """
+    knobs = {knob.name: knob.default for knob in prepared.objective.head.knobs}
+    config = TrainConfig(learning_rate=0.0, epochs=1, batch_size=2, knobs=knobs)
+    stages, parameters, slowest = [], [], 0.0
+    for backbone in prepared.backbones:
+        started = time.monotonic()
+        model = worker.build(backbone, config).eval()
+        validation = worker.data("validation", backbone)
+        inputs = example_inputs(validation, backbone)
+        try:
+            with torch.no_grad():
+                outputs = model(*inputs)
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+            shapes = ", ".join(str(tuple(item.shape)) for item in inputs)
+            raise BackboneError(
+                f"{backbone.name} cannot take inputs of {shapes}: {str(error).splitlines()[0]}",
+                "choose another `image_size`, or leave it out",
+            ) from error
+        wanted = (len(inputs[0]), len(prepared.objective.targets.labels))
+        if tuple(outputs.shape) != wanted:
+            raise BackboneError(f"{backbone.name} must give outputs of {wanted}, but gives {tuple(outputs.shape)}")
+        count = sum(parameter.numel() for parameter in model.parameters())
+        if export:
+            to_onnx(
+                model,
+                prepared.objective.head.activation,
+                inputs,
+                input_names=backbone.inputs,
+                labels=prepared.objective.targets.labels,
+            )
+            slowest = max(slowest, time.monotonic() - started)
+        stages.append(len(model.stages))
+        parameters.append(count)
+        size = "x".join(map(str, backbone.image_size)) if backbone.image_size else ""
+        listener(
+            Event(
+                "preflight",
+                f"{backbone.name}: {count / 1e6:.2f} million parameters in {len(model.stages)} stages and a head"
+                + (f", input {size}" if size else "")
+                + f", weights {backbone.citation or backbone.weights}; builds{', exports' if export else ''}",
+                {
+                    "backbone": backbone.name,
+                    "weights": backbone.weights,
+                    "parameters": count,
+                    "stages": len(model.stages),
+                    "input_size": list(backbone.image_size or ()),
+                    "seconds": round(time.monotonic() - started, 3),
+                },
+            )
+        )
+    _check_disk(run, parameters)
+    return Checked(tuple(stages), tuple(parameters), slowest)
+
+
+def _check_disk(run: Path, parameters: Sequence[int]) -> None:
+    weights = 4 * max(parameters)
+    # a checkpoint holds weights and two moments and is written beside the old one; trials and the bundle keep weights
+    needed = weights * (2 * 3 + 2 + KEPT_TRIALS + 2 * 2) + SPARE_BYTES
+    free = shutil.disk_usage(run).free
+    if free < needed:
+        raise RunError(
+            f"the search needs about {needed / 1e9:.2f} GB of disk, but {run} has {free / 1e9:.2f} GB free",
+            "free some space, or choose a folder on another disk with -o",
+        )

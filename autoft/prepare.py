@@ -1,0 +1,277 @@
+"""From a study to everything a search needs: plugins, samples in splits, task, backbones; nothing is written or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from autoft.catalog import Catalog
+from autoft.config import Known, Objection, PluginsConfig, StudyConfig, load_study, study_from_data
+from autoft.discovery import discover
+from autoft.errors import AutoftError, BackboneError, ConfigError, DataError, PluginError, Problem
+from autoft.events import Event, Listener
+from autoft.space import SETTINGS
+from autoft.specs import SPLITS, Backbone, Head, RawData, Sample
+from autoft.splits import Splits, make_splits
+from autoft.train import Objective, choose_device
+
+STUDY_SUFFIXES = (".yaml", ".yml")
+# Millions of parameters of a suggested backbone: what trains in minutes on some thousand images.
+SUGGESTED_MILLIONS = {"cpu": 12.0, "mps": 30.0, "cuda": 30.0}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study whose data was read and whose names were resolved.
+
+    Attributes:
+        config: The study.
+        catalog: What the plugins offer.
+        data_format: Name of the data format.
+        raw: The samples as they were found.
+        splits: Which sample serves for what.
+        samples: The samples of each split.
+        encoded: Their encoded targets.
+        objective: Task, targets and metric.
+        backbones: Candidates, at least one.
+        device: Where to train.
+        memory: Bytes that decoded samples may take.
+    """
+
+    config: StudyConfig
+    catalog: Catalog
+    data_format: str
+    raw: RawData
+    splits: Splits
+    samples: Mapping[str, tuple[Sample, ...]]
+    encoded: Mapping[str, Tensor]
+    objective: Objective
+    backbones: tuple[Backbone, ...]
+    device: torch.device
+    memory: int
+
+
+def load_config(
+    target: Path, overrides: Sequence[str] = (), *, plugins: bool = True, strict: bool = False
+) -> tuple[StudyConfig, Catalog]:
+    """Read a study file, or take a path of data as a study of defaults, and load the plugins that it allows.
+
+    Args:
+        target: A `.yaml` file, or data.
+        overrides: Options `a.b=value` that win over the file.
+        plugins: Whether third-party plugins may be loaded.
+        strict: Whether a broken plugin is an error.
+
+    Raises:
+        ConfigError: Lists everything that is wrong.
+        PluginError: A plugin is broken, and the study or `strict` forbids that.
+    """
+    found: list[Catalog] = []
+
+    def ask(section: PluginsConfig) -> Known:
+        catalog = discover(enabled=plugins, allow=section.allow, strict=strict or section.strict)
+        found.append(catalog)
+        return known(catalog)
+
+    is_study = target.suffix in STUDY_SUFFIXES and not target.is_dir()
+    config = load_study(target, overrides, ask) if is_study else study_from_data(target, overrides, ask)
+    return config, found[-1]
+
+
+def known(catalog: Catalog) -> Known:
+    """Return the names that a study may use."""
+
+    def check_backbone(name: str) -> Objection | None:
+        try:
+            catalog.resolve_backbone(name, weights="none")
+        except AutoftError as error:
+            return Objection(error.message, error.hint)
+        return None
+
+    knobs = {knob.name for head in catalog.heads.values() for knob in head.knobs}
+    return Known(
+        data_plugins=frozenset(catalog.data),
+        heads={name: frozenset(head.directions) for name, head in catalog.heads.items()},
+        space=frozenset({setting.name for setting in SETTINGS} | knobs | {"augmentation"}),
+        check_backbone=check_backbone,
+        broken=tuple(str(plugin) for plugin in catalog.plugins if plugin.state == "broken"),
+    )
+
+
+def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepared:
+    """Read the data, split it, and resolve task and backbones.
+
+    Args:
+        config: The study.
+        catalog: From `load_config`.
+        listener: Hears what was found, and warnings.
+
+    Raises:
+        AutoftError: The first thing that makes the search impossible; wrong backbones are listed together.
+    """
+    device = _device(config)
+    raw, format_name = _read(config, catalog)
+    head = _head(config, catalog, raw)
+    splits = make_splits(
+        raw.samples,
+        validation_share=config.data.validation_share,
+        test_share=config.data.test_share,
+        seed=config.data.split_seed,
+    )
+    samples: dict[str, tuple[Sample, ...]] = {
+        split: tuple(raw.samples[index] for index in getattr(splits, split)) for split in SPLITS
+    }
+    targets = head.describe([sample.target for sample in samples["train"]])
+    encoded = {split: head.encode([sample.target for sample in chosen], targets) for split, chosen in samples.items()}
+    metric = config.search.metric or head.default_metric(targets)
+    _check_metric(config, head, Objective(head, targets, metric), encoded["validation"])
+    _check_batch_size(config, len(samples["train"]))
+    backbones = _backbones(config, catalog, raw, device, listener)
+    listener(_summary(raw, format_name, splits, targets.labels, metric, head))
+    for warning in splits.warnings:
+        listener(Event("warning", warning, {"about": "splits"}))
+    if raw.rejected:
+        shown = "; ".join(f"{rejected.id}: {rejected.reason}" for rejected in raw.rejected[:3])
+        listener(
+            Event(
+                "warning",
+                f"{len(raw.rejected)} unreadable samples were left out: {shown}",
+                {"about": "rejected", "rejected": [{"id": item.id, "reason": item.reason} for item in raw.rejected]},
+            )
+        )
+    memory = config.trainer.memory
+    return Prepared(
+        config=config,
+        catalog=catalog,
+        data_format=format_name,
+        raw=raw,
+        splits=splits,
+        samples=samples,
+        encoded=encoded,
+        objective=Objective(head, targets, metric),
+        backbones=backbones,
+        device=device,
+        memory=psutil.virtual_memory().available // 4 if memory == "auto" else int(memory),
+    )
+
+
+def _device(config: StudyConfig) -> torch.device:
+    wanted = config.trainer.device
+    try:
+        return choose_device(wanted)
+    except (RuntimeError, AssertionError) as error:
+        problem = config.problem(
+            "trainer.device",
+            f"must be a device of this machine, but got {wanted!r}: {str(error).splitlines()[0]}",
+            "`autoft doctor` lists the devices; `auto` takes the best",
+        )
+        raise ConfigError(config.source, [problem]) from error
+
+
+def _read(config: StudyConfig, catalog: Catalog) -> tuple[RawData, str]:
+    path = config.data.path
+    format_ = catalog.data_format(config.data.plugin) if config.data.plugin else catalog.detect_data(path)
+    return format_.load(path, {"max_rejected": config.data.max_rejected}), format_.name
+
+
+def _head(config: StudyConfig, catalog: Catalog, raw: RawData) -> Head:
+    head = catalog.head(config.task or raw.task)
+    if head.modality not in (None, raw.modality):
+        raise ConfigError(
+            config.source,
+            [config.problem("task", f"must fit {raw.modality} data, but {head.name} is for {head.modality} data")],
+        )
+    unknown = sorted(set(config.space) - {knob.name for knob in head.knobs} - {s.name for s in SETTINGS} - {"augmentation"})
+    if unknown:
+        raise ConfigError(
+            config.source,
+            [config.problem(f"space.{name}", f"is not a setting of the task {head.name}") for name in unknown],
+        )
+    return head
+
+
+def _check_metric(config: StudyConfig, head: Head, objective: Objective, validation: Tensor) -> None:
+    metric = objective.metric
+    if metric not in head.directions:
+        names = ", ".join(head.directions)
+        raise ConfigError(
+            config.source, [config.problem("search.metric", f"must be one of {names} for {head.name}, but got {metric!r}")]
+        )
+    flat = torch.zeros((len(validation), len(objective.targets.labels)))
+    if metric not in head.metrics(flat, validation, objective.targets):
+        raise DataError(
+            f"the metric {metric} is not defined on the validation split: it lacks some of the classes",
+            "choose another `search.metric`, or put samples of every class into the validation split",
+        )
+
+
+def _check_batch_size(config: StudyConfig, samples: int) -> None:
+    size = config.trainer.batch_size
+    if size != "auto" and size > samples:
+        problem = config.problem(
+            "trainer.batch_size",
+            f"must be at most the number of training samples, {samples}, but got {size}",
+            "`auto` chooses one that fits",
+        )
+        raise ConfigError(config.source, [problem])
+
+
+def _backbones(
+    config: StudyConfig, catalog: Catalog, raw: RawData, device: torch.device, listener: Listener
+) -> tuple[Backbone, ...]:
+    if not config.backbones:
+        name = _suggested(catalog, raw, device)
+        listener(Event("data", f"no backbone was named; {name} is suggested for {device.type}", {"suggested": name}))
+        return (catalog.resolve_backbone(name, typical_size=raw.typical_size),)
+    backbones: list[Backbone] = []
+    problems: list[Problem] = []
+    for index, wanted in enumerate(config.backbones):
+        try:
+            backbone = catalog.resolve_backbone(wanted.name, wanted.weights, wanted.image_size, raw.typical_size)
+        except (BackboneError, PluginError) as error:
+            problems.append(config.problem(f"backbones.{index}", error.message, error.hint))
+            continue
+        if backbone.modality != raw.modality:
+            message = f"must take {raw.modality} data, but {wanted.name} takes {backbone.modality}"
+            problems.append(config.problem(f"backbones.{index}", message))
+        elif any((other.name, other.weights) == (backbone.name, backbone.weights) for other in backbones):
+            problems.append(config.problem(f"backbones.{index}", f"must be listed once, but {wanted.name} is repeated"))
+        backbones.append(backbone)
+    if problems:
+        raise ConfigError(config.source, problems)
+    return tuple(backbones)
+
+
+def _suggested(catalog: Catalog, raw: RawData, device: torch.device) -> str:
+    for family in catalog.families.values():
+        if family.modality == raw.modality:
+            for name in family.suggest(SUGGESTED_MILLIONS[device.type]):
+                return name
+    raise PluginError(
+        f"no installed backbone family takes {raw.modality} data",
+        "install a plugin for it; `autoft plugins` lists what is there",
+    )
+
+
+def _summary(raw: RawData, format_name: str, splits: Splits, labels: Sequence[str], metric: str, head: Head) -> Event:
+    counts: dict[str, int] = {split: len(getattr(splits, split)) for split in SPLITS}
+    made = f" (autoft made {' and '.join(splits.made)}, stratified)" if splits.made else ""
+    return Event(
+        "data",
+        f"{format_name}: {len(raw.samples)} samples in {len(labels)} classes: {counts['train']} train, "
+        f"{counts['validation']} validation, {counts['test']} test{made}; task {head.name}, metric {metric}",
+        {
+            "format": format_name,
+            "classes": list(labels),
+            **counts,
+            "made_splits": list(splits.made),
+            "rejected": len(raw.rejected),
+            "task": head.name,
+            "metric": metric,
+        },
+    )

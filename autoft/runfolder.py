@@ -1,0 +1,158 @@
+"""A run folder: made once for one study, opened again to resume it, held by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from autoft.errors import RunError
+from autoft.events import Event
+from autoft.files import append_line, read_json, write_json, write_text
+
+LOCK = "lock.json"
+HELD = ".held"
+SHOWN_DIFFERENCES = 5
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder that this process holds.
+
+    Attributes:
+        path: The folder.
+        lock: Content of `lock.json`: what the run was made of.
+        resumed: Whether the run existed before.
+    """
+
+    path: Path
+    lock: Mapping[str, Any]
+    resumed: bool
+
+    @property
+    def bundle(self) -> Path:
+        """Where the exported model is, once there is one."""
+        return self.path / "bundle"
+
+    @property
+    def storage(self) -> str:
+        """The URL of the Optuna study."""
+        return f"sqlite:///{self.path / 'study.db'}"
+
+    def trial(self, number: int) -> Path:
+        """Return the folder of one trial."""
+        return self.path / "trials" / str(number)
+
+    def log(self, event: Event) -> None:
+        """Append an event to `log.jsonl`."""
+        append_line(self.path / "log.jsonl", {"time": round(time.time(), 3), "event": event.kind, **event.data})
+
+
+@contextlib.contextmanager
+def open_run(path: Path, identity: Mapping[str, Any], facts: Mapping[str, Any], study: str) -> Iterator[RunFolder]:
+    """Make a run folder, or open the one of the same study; hold it until the block ends.
+
+    Args:
+        path: The folder; its parents are made.
+        identity: What decides whether an existing folder belongs to the same study, JSON-ready.
+        facts: What else `lock.json` records when the run is made: versions, hashes.
+        study: The resolved study file.
+
+    Raises:
+        RunError: The folder holds something else, another study, or is held by another process; nothing was touched.
+    """
+    made = _check_folder(path)
+    holder = FileLock(path / HELD, timeout=0)
+    try:
+        holder.acquire()
+    except Timeout:
+        raise RunError(
+            f"a run folder is used by one autoft at a time, but {path} is held by another process{_holder(path)}",
+            "wait for it, or choose another folder with -o",
+        ) from None
+    try:
+        (path / f"{HELD}.pid").write_text(str(os.getpid()), encoding="utf-8")
+        resumed = (path / LOCK).exists()
+        if resumed:
+            lock = _matching_lock(path, identity)
+        else:
+            lock = {"identity": dict(identity), **facts}
+            write_json(path / LOCK, lock)
+        write_text(path / "study.yaml", study)
+        yield RunFolder(path, lock, resumed)
+    except BaseException:
+        if not (path / "study.db").exists():
+            for name in (LOCK, "study.yaml", "log.jsonl"):  # nothing was searched: leave no trace of the attempt
+                (path / name).unlink(missing_ok=True)
+        raise
+    finally:
+        (path / f"{HELD}.pid").unlink(missing_ok=True)
+        holder.release()
+        if made and not (path / LOCK).exists():
+            (path / HELD).unlink(missing_ok=True)
+            path.rmdir()
+
+
+def _check_folder(path: Path) -> bool:
+    """Return whether the folder was made now; refuse one that holds anything but a run."""
+    if not path.exists():
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise RunError(f"the run folder {path} cannot be made: {error}", "choose another folder with -o") from error
+        return True
+    if not path.is_dir():
+        raise RunError(f"a run folder must be a folder, but {path} is a file", "choose another folder with -o")
+    others = [entry.name for entry in path.iterdir() if not entry.name.startswith(HELD)]
+    if others and LOCK not in others:
+        raise RunError(
+            f"a run folder must be new, empty or of the same study, but {path} holds {_listed(sorted(others))}",
+            "choose another folder with -o",
+        )
+    return False
+
+
+def _matching_lock(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        lock = read_json(path / LOCK)
+        stored = lock["identity"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path / LOCK} is damaged: {error}", "choose another folder with -o") from error
+    found, wanted = _flat(stored), _flat(identity)
+    different = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    if different:
+        shown = "; ".join(f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here" for name in different[:5])
+        more = f"; and {len(different) - SHOWN_DIFFERENCES} more" if len(different) > SHOWN_DIFFERENCES else ""
+        raise RunError(
+            f"the run folder {path} belongs to another study: {shown}{more}",
+            "choose another folder with -o, or make the study the same again; only `search.trials` and "
+            "`search.time_limit` may change",
+        )
+    return lock
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping as dotted names and plain values."""
+    if isinstance(value, Mapping) and value:
+        flat: dict[str, Any] = {}
+        for key, item in value.items():
+            flat.update(_flat(item, f"{prefix}.{key}" if prefix else str(key)))
+        return flat
+    return {prefix: list(value) if isinstance(value, tuple) else value}
+
+
+def _holder(path: Path) -> str:
+    try:
+        return f" (pid {int((path / f'{HELD}.pid').read_text(encoding='utf-8'))})"
+    except (OSError, ValueError):
+        return ""  # the other process has not written it yet; the refusal stands without it
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
