@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+import torch
+
+from autoft.augment import POLICIES, augment
+
+SIZE, VIEW = (32, 32), (32.0, 32.0)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def noise(side=37, seed=0):
+    return torch.from_numpy(rng(seed).integers(0, 256, (3, side, side), dtype=np.uint8))
+
+
+def ramp(side=37):
+    """Red grows to the right, green downwards: where a pixel came from can be read off its colour."""
+    line = torch.linspace(0, 255, side)
+    return torch.stack([line.expand(side, side), line.unsqueeze(1).expand(side, side), torch.full((side, side), 128.0)]).to(
+        torch.uint8
+    )
+
+
+def variants(item, policy, count=200, size=SIZE, view=VIEW):
+    generator = rng(1)
+    return [augment(item, policy, generator, size=size, view=view) for _ in range(count)]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_same_generator_gives_the_same_variant_whatever_torchs_own_is(policy):
+    torch.manual_seed(1)
+    first = augment(noise(), policy, rng(5), size=SIZE, view=VIEW)
+    torch.manual_seed(2)
+    assert torch.equal(first, augment(noise(), policy, rng(5), size=SIZE, view=VIEW))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_torchs_global_generator_is_not_drawn_from(policy):
+    before = torch.get_rng_state()
+    augment(noise(), policy, rng(), size=SIZE, view=VIEW)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("policy", POLICIES[1:])
+def test_other_generators_give_other_variants(policy):
+    assert not torch.equal(
+        augment(noise(), policy, rng(1), size=SIZE, view=VIEW), augment(noise(), policy, rng(2), size=SIZE, view=VIEW)
+    )
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("side", "size"), [(37, (32, 32)), (37, (24, 32)), (20, (32, 32)), (1, (2, 2)), (32, (32, 32))])
+def test_result_is_uint8_of_the_asked_size_and_the_item_is_unchanged(policy, side, size):
+    item = noise(side)
+    copy = item.clone()
+    result = augment(item, policy, rng(), size=size, view=(min(size[0], side), min(size[1], side)))
+    assert result.shape == (3, *size)
+    assert result.dtype == torch.uint8
+    assert result.is_contiguous()
+    result.zero_()
+    assert torch.equal(item, copy)
+
+
+def test_none_is_the_center():
+    item = noise(36)
+    assert torch.equal(augment(item, "none", rng(), size=SIZE, view=VIEW), item[:, 2:34, 2:34])
+
+
+def test_light_never_mirrors():
+    for variant in variants(ramp(), "light"):
+        assert variant[0, 16, 28] > variant[0, 16, 4]
+        assert variant[1, 28, 16] > variant[1, 4, 16]
+
+
+def test_standard_mirrors_left_to_right_about_half_of_the_time_and_never_upside_down():
+    results = variants(ramp(), "standard", 400)
+    mirrored = sum(bool(variant[0, 16, 28] < variant[0, 16, 4]) for variant in results)
+    assert 160 < mirrored < 240
+    assert all(variant[1, 28, 16] > variant[1, 4, 16] for variant in results)
+
+
+@pytest.mark.parametrize(("policy", "factor"), [("light", 1.2), ("standard", 1.3)])
+def test_brightness_stays_within_its_bounds_and_reaches_for_them(policy, factor):
+    grey = torch.full((3, 37, 37), 100, dtype=torch.uint8)
+    means = [variant.float().mean().item() for variant in variants(grey, policy)]
+    assert min(means) >= 100 * (2 - factor) - 1
+    assert max(means) <= 100 * factor + 1
+    assert max(means) - min(means) > 100 * (factor - 1)
+
+
+@pytest.mark.parametrize("policy", POLICIES[1:])
+def test_grey_stays_grey(policy):
+    grey = noise()[:1].expand(3, 37, 37).contiguous()
+    for variant in variants(grey, policy, 20):
+        assert (variant[0].int() - variant[1].int()).abs().max() <= 1
+        assert (variant[0].int() - variant[2].int()).abs().max() <= 1
+
+
+def test_light_turns_by_up_to_ten_degrees():
+    angles = []
+    for variant in variants(ramp(200), "light", size=(160, 160), view=(200.0, 200.0)):
+        red = variant[0, 40:120, 40:120].float()
+        across, down = (red[:, -1] - red[:, 0]).mean(), (red[-1] - red[0]).mean()
+        angles.append(torch.atan2(down, across).rad2deg().item())
+    # Turned crops at the border repeat it, so the middle of the ramp is measured, to about a degree.
+    assert -11.5 < min(angles) < -8
+    assert 8 < max(angles) < 11.5
+
+
+@pytest.mark.parametrize(("policy", "least"), [("light", 0.7), ("standard", 0.35)])
+def test_crops_keep_at_least_their_share_of_the_area(policy, least):
+    # The colours' slope gives the crop's extent; colour changes scale red and green alike, so compare to the full one.
+    item = ramp(256)
+    shares = []
+    for variant in variants(item, policy, 300, size=(128, 128), view=(256.0, 256.0)):
+        distinct = [len(torch.unique(variant[channel])) for channel in (0, 1)]
+        shares.append(distinct[0] * distinct[1] / 128**2)
+    assert len(shares) == 300
+    assert min(shares) > least * 0.5
+
+
+def test_crops_follow_the_views_proportions():
+    # Twice as wide as high: an undistorted view of the square item, so slopes per pixel must agree on both axes.
+    item = ramp(64)
+    ratios = []
+    for variant in variants(item, "light", size=(16, 32), view=(32.0, 64.0)):
+        red, green = variant[0].float(), variant[1].float()
+        ratios.append(((red[8, 24] - red[8, 8]) / 16 / ((green[12, 16] - green[4, 16]) / 8)).item())
+    assert 0.95 < np.median(ratios) < 1.05
+
+
+def test_border_is_repeated_rather_than_painted_in_one_colour():
+    white = torch.full((3, 37, 37), 255, dtype=torch.uint8)
+    for variant in variants(white, "light", 50):
+        assert variant.min() == variant.max()
+
+
+def test_unknown_policy_is_named():
+    with pytest.raises(ValueError, match="one of none, light, standard, but got 'strong'"):
+        augment(noise(), "strong", rng(), size=SIZE, view=VIEW)
