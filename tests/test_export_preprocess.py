@@ -6,7 +6,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from autoft.errors import ExportError
-from autoft.export.preprocess import build_preprocess_model
+from autoft.export.preprocess import build_preprocess_model, can_preprocess
 from autoft.runtime import image_classification as runtime
 
 SIZES = [(427, 640), (640, 427), (224, 224), (231, 97), (97, 231), (33, 47), (28, 28), (500, 40), (9, 200)]
@@ -126,9 +126,17 @@ def test_versions_and_names_are_those_of_the_bundle():
 
 @pytest.mark.parametrize("interpolation", ["nearest", "lanczos", "box", "hamming"])
 def test_interpolation_without_counterpart_is_refused(interpolation):
+    assert not can_preprocess(declaration(interpolation=interpolation))
     with pytest.raises(ExportError, match=f"but the model uses '{interpolation}'") as caught:
         build_preprocess_model(declaration(interpolation=interpolation))
     assert caught.value.hint
+
+
+def test_only_images_resized_in_a_way_that_onnx_knows_can_be_preprocessed():
+    assert can_preprocess(declaration(interpolation="bilinear"))
+    assert can_preprocess(declaration(interpolation="bicubic"))
+    assert not can_preprocess({**declaration(), "kind": "text"})
+    assert not can_preprocess({})
 
 
 def test_wrong_declaration_is_refused():
