@@ -30,11 +30,6 @@ def can_preprocess(preprocessing: Mapping[str, Any]) -> bool:
     return preprocessing.get("kind") == "image" and preprocessing.get("interpolation") in _MODES
 
 
-def can_preprocess(preprocessing: Mapping[str, Any]) -> bool:
-    """Return whether `build_preprocess_model` can repeat a declaration: images, resized in a way that ONNX knows."""
-    return preprocessing.get("kind") == "image" and preprocessing.get("interpolation") in _MODES
-
-
 def build_preprocess_model(preprocessing: Mapping[str, Any]) -> onnx.ModelProto:
     """Return a model that preprocesses a batch of images as `predict.py` does.
 
