@@ -88,9 +88,7 @@ def resolve(request: BackboneRequest) -> Backbone:
             "name another tag or model, give `weights: PATH`, or `weights: none` to train from scratch",
         )
     size = choose_size(config, request)
-    preprocessing = from_timm_config(
-        resolve_data_config({"input_size": (3, *size)}, pretrained_cfg=config)
-    )
+    preprocessing = from_timm_config(resolve_data_config({"input_size": (3, *size)}, pretrained_cfg=config))
 
     def build() -> nn.Module:
         return _build(request, config, source.file if source else None, size)
@@ -106,7 +104,8 @@ def resolve(request: BackboneRequest) -> Backbone:
         stages=stages,
         feature_size=feature_size,
         no_weight_decay=no_weight_decay,
-        licence=config.get("license"),
+        # a local file's licence is known only from the config.json beside it, and random weights have none
+        licence=(source.overlay if source else config if request.weights == "pretrained" else {}).get("license"),
         citation=_origin(request, config, source),
         # transformers and Optimum load timm models under this type, by timm's own name
         config={"model_type": "timm_wrapper", "architecture": request.model.split(".")[0]},

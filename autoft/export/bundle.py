@@ -18,17 +18,17 @@ from torch import Tensor
 
 from autoft.errors import ExportError
 from autoft.export.card import model_card
+from autoft.export.contract import FORMAT, FORMAT_VERSION
 from autoft.export.onnx import to_onnx
-from autoft.export.parity import Parity, check_parity, describe, load_script
+from autoft.export.parity import Parity, check_parity, describe
 from autoft.export.preprocess import build_preprocess_model, can_preprocess
+from autoft.export.script import load_script
 from autoft.files import folder_in_place, save_tensors, sha256, write_json, write_text
 from autoft.loading import SplitData
 from autoft.model import FineTuneModel
 from autoft.specs import Backbone, Sample
 from autoft.train import Objective, predict
 
-FORMAT = "autoft-bundle"
-FORMAT_VERSION = 1
 GOLDEN_TOLERANCE = 1e-3
 RECORDED_PACKAGES = (
     "autoft",

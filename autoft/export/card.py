@@ -30,12 +30,12 @@ def model_card(
     metric, labels = objective.metric, objective.targets.labels
     data, training, parity = facts["data"], facts["training"], measured["parity"]
     batch_sizes = ", ".join(map(str, parity["batch_sizes"]))
-    licence = backbone.licence or "unknown"
+    licence = backbone.licence or ("your own: they were trained from scratch" if backbone.weights == "none" else "unknown")
     lines = [
         "---",
         "library_name: onnx",
         f"pipeline_tag: {objective.head.name}",
-        f"license: {licence if backbone.licence else 'other'}",
+        f"license: {backbone.licence or 'other'}",
         "tags: [autoft, onnx]",
         "---",
         "",
@@ -95,7 +95,7 @@ def model_card(
         f"- It answers one of {_shown(labels)} for any image, also for one that shows none of them.",
         "- Its scores are not calibrated beyond what training gave; log-loss above says how far to trust them.",
         "- It was measured on data like the data above, and on nothing else.",
-        f"- The backbone's weights are under: {licence}.",
+        f"- Licence of the weights it started from: {licence}.",
         "",
         "## How it was made",
         "",

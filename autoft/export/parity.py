@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autoft.errors import ExportError
+from autoft.export.script import load_script
 from autoft.specs import Sample
 from autoft.train import Objective
 
@@ -99,20 +97,6 @@ def check_parity(
 def row_differences(found: Tensor, wanted: Tensor) -> Tensor:
     """Return the largest absolute difference in each row `(N,)`; NaN counts as infinite."""
     return (found.double() - wanted.double()).abs().flatten(1).amax(dim=1).nan_to_num(nan=float("inf"), posinf=float("inf"))
-
-
-def load_script(path: Path) -> ModuleType:
-    """Import a bundle's script from its file, without leaving it in `sys.modules`."""
-    spec = importlib.util.spec_from_file_location("autoft_bundle_script", path)
-    if spec is None or spec.loader is None:
-        raise ExportError(f"{path} is not a Python script")
-    module = importlib.util.module_from_spec(spec)
-    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a __pycache__ does not belong in a bundle
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = written
-    return module
 
 
 def describe(parity: Parity) -> dict[str, Any]:

@@ -1,0 +1,5 @@
+"""Runs the command line as `python -m autoft`."""
+
+from autoft.cli import main
+
+main()

@@ -1,0 +1,462 @@
+"""The `autoft` command: parses, calls, prints; everything it does is a function elsewhere.
+
+Results go to stdout, progress and messages to stderr. Exit codes: 0 fine, 1 a bug in autoft (with a trace), 2 something
+that you can mend (with a hint), 130 and 143 stopped by Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoft import __version__
+from autoft.errors import AutoftError, ConfigError
+
+if TYPE_CHECKING:
+    from autoft.events import Event
+    from autoft.search import SearchResult
+
+BUG, BAD_INPUT = 1, 2
+SIGNALLED = 128
+
+app = typer.Typer(
+    name="autoft",
+    help="Find the best way to fine-tune a pretrained model on your data, and get an ONNX bundle proven to behave in "
+    "production as it did in validation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+plugins_app = typer.Typer(help="List the installed plugins, or look at what they provide.", rich_markup_mode=None)
+app.add_typer(plugins_app, name="plugins")
+
+NoPlugins = Annotated[bool, typer.Option("--no-plugins", help="Use autoft's own plugins alone.  [default: off]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.  [default: off]")]
+
+
+def main() -> None:
+    """Run the command line; turn what the user can mend into a message, and leave bugs their trace."""
+    _log_to_stderr()
+    try:
+        app()
+    except AutoftError as error:
+        _print_error(error)
+        sys.exit(BAD_INPUT)
+    except BrokenPipeError:
+        # the reader of a pipe, such as `head`, has seen enough
+        sys.stderr.close()
+        sys.exit(SIGNALLED + signal.SIGPIPE)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"autoft {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(BAD_INPUT)
+
+
+@app.command()
+def search(
+    target: Annotated[Path, typer.Argument(metavar="STUDY_OR_PATH", help="A study file (.yaml), or the data itself.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="RUN_DIR", help="Run folder.  [default: runs/NAME]")
+    ] = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backbone", "-b", help="Backbone to try, FAMILY/MODEL; may be repeated.  [default: the study's, or suggested]"
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            help="Weights of every --backbone: `pretrained`, `none`, or a local file or folder.  [default: pretrained]",
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="Metric to optimize.  [default: the study's, or the task's own]")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", help="Trials in all, over resumes.  [default: the study's, or 20]")
+    ] = None,
+    time_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--time-limit", help="Time in all, over resumes, such as 90s, 30m, 1h30m.  [default: the study's, or none]"
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs a trial.  [default: the study's, or 10]")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of everything random.  [default: the study's, or 0]")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: the study's, or auto]")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="A.B=VALUE",
+            help="Override one setting of the study, such as trainer.batch_size=64; may be repeated.  [default: none]",
+        ),
+    ] = None,
+    no_plugins: NoPlugins = False,
+    strict_plugins: Annotated[
+        bool, typer.Option("--strict-plugins", help="Fail where any installed plugin is broken.  [default: off]")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show warnings and the result alone.  [default: off]")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print every event as a line of JSON on stdout.  [default: off]")
+    ] = False,
+) -> None:
+    """Search for the best way to fine-tune on your data, and export it as a checked ONNX bundle.
+
+    Without a study file everything has a default: `autoft search FOLDER_OF_IMAGES` works. The same command on the same run
+    folder resumes an interrupted search.
+    """
+    from autoft.progress import choose_mode, show
+    from autoft.search import RepeatedBugError
+    from autoft.search import search as run_search
+
+    overrides = _overrides(
+        {
+            "search.metric": metric,
+            "search.trials": trials,
+            "search.time_limit": time_limit,
+            "search.seed": seed,
+            "trainer.epochs": epochs,
+            "trainer.device": device,
+        },
+        backbone,
+        weights,
+        settings or [],
+    )
+    stop = _StopRequest()
+    mode = choose_mode(quiet=quiet, json_lines=as_json)
+    try:
+        with stop.listening(), show(mode) as listener:
+
+            def hear(event: Event) -> None:
+                stop.follow(event)
+                listener(event)
+
+            result = run_search(
+                target,
+                output=output,
+                overrides=overrides,
+                plugins=not no_plugins,
+                strict_plugins=strict_plugins,
+                on_event=hear,
+                should_stop=lambda: stop.asked is not None,
+            )
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(SIGNALLED + (stop.asked or signal.SIGINT)) from None
+    except RepeatedBugError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(BUG) from error
+    if mode != "json":
+        _print_result(result, mode == "quiet")
+    if stop.asked is not None and result.interrupted:
+        raise typer.Exit(SIGNALLED + stop.asked)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Inputs: images for an image bundle.")],
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Inputs at once.", show_default=True)] = 32,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line: input, label, score.  [default: off]")
+    ] = False,
+    no_plugins: NoPlugins = False,
+) -> None:
+    """Answer for files with a bundle, through ONNX Runtime.
+
+    An unreadable file is named on stderr, the others are still answered, and the exit code is 2.
+    """
+    from autoft import deploy
+    from autoft.discovery import discover
+
+    opened = deploy.open_bundle(bundle, discover(enabled=not no_plugins))
+    unreadable = 0
+    for answer in deploy.predict(opened, files, batch_size=batch_size):
+        if "error" in answer:
+            unreadable += 1
+            print(f"error: {answer['error']}", file=sys.stderr)
+        elif as_json:
+            print(json.dumps({key: answer[key] for key in ("input", "label", "score")}))
+        else:
+            print(f"{answer['input']}  {answer['label']}  {answer['score']:.4f}")
+    if unreadable:
+        raise typer.Exit(BAD_INPUT)
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    data: Annotated[Path, typer.Argument(help="Labelled data, such as a folder with a folder of images a class.")],
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="all, train, validation or test.  [default: test where the data has one, else all]"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples at once.", show_default=True)] = 32,
+    as_json: AsJson = False,
+    no_plugins: NoPlugins = False,
+) -> None:
+    """Score a bundle on labelled data, from the raw files through ONNX Runtime."""
+    from autoft import deploy
+    from autoft.discovery import discover
+
+    catalog = discover(enabled=not no_plugins)
+    opened = deploy.open_bundle(bundle, catalog)
+    scores = deploy.evaluate(opened, data, catalog, split=split, batch_size=batch_size)
+    if as_json:
+        print(json.dumps(scores))
+    else:
+        _print_pairs((name, f"{value:.6g}" if isinstance(value, float) else value) for name, value in scores.items())
+
+
+@app.command()
+def doctor(
+    as_json: AsJson = False,
+    no_plugins: NoPlugins = False,
+) -> None:
+    """Show versions, devices, plugins and disk, and what to mend; exits with 2 where something is wrong."""
+    from autoft.discovery import discover
+    from autoft.doctor import examine
+
+    findings = examine(discover(enabled=not no_plugins), Path.cwd())
+    if as_json:
+        print(
+            json.dumps([{"about": item.about, "value": item.value, "problem": item.problem} for item in findings], indent=2)
+        )
+    else:
+        _print_pairs((item.about, item.value + (f"  <- {item.problem}" if item.problem else "")) for item in findings)
+    if any(item.problem for item in findings):
+        raise typer.Exit(BAD_INPUT)
+
+
+@plugins_app.callback(invoke_without_command=True)
+def plugins(
+    context: typer.Context,
+    load: Annotated[
+        bool, typer.Option("--load", help="Import every plugin now, to see which are broken.  [default: off]")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the installed plugins, without importing any.
+
+    The status is what the last command that loaded plugins found; --load finds out now.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from autoft.discovery import discover, installed
+
+    listed = discover().plugins if load else installed()
+    if as_json:
+        entries = [
+            {
+                "name": plugin.name,
+                "package": plugin.package,
+                "version": plugin.version,
+                "status": plugin.state,
+                "reason": plugin.reason,
+                "provides": [{"kind": given.kind, "name": given.name, "help": given.help} for given in plugin.provides],
+            }
+            for plugin in listed
+        ]
+        print(json.dumps(entries, indent=2))
+        return
+    rows = [("PLUGIN", "PACKAGE", "STATUS", "PROVIDES")]
+    for plugin in listed:
+        provides = ", ".join(f"{given.name} ({given.kind})" for given in plugin.provides)
+        rows.append((plugin.name, f"{plugin.package} {plugin.version}", plugin.status, provides))
+    _print_table(rows)
+    if any(plugin.state == "not loaded yet" for plugin in listed):
+        print("hint: `autoft plugins --load` loads them and shows what they provide", file=sys.stderr)
+
+
+@plugins_app.command("show")
+def plugins_show(
+    name: Annotated[str, typer.Argument(help="A backbone such as timm/resnet18, a family, a head or a data format.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a plugin provides: for a backbone its stages, features and preprocessing."""
+    from autoft.discovery import discover
+    from autoft.inspection import describe
+
+    described = describe(discover(), name)
+    if as_json:
+        print(json.dumps(described, indent=2))
+        return
+    stages = described.pop("stages", None)
+    _print_pairs((key, value if isinstance(value, str | int) else json.dumps(value)) for key, value in described.items())
+    if stages is not None:
+        print()
+        rows = [("FREEZE_DEPTH", "STAGE", "PARAMETERS")]
+        _print_table([*rows, *((str(stage["depth"]), stage["name"], f"{stage['parameters']:,}") for stage in stages)])
+
+
+@plugins_app.command("check")
+def plugins_check(
+    name: Annotated[str, typer.Argument(help="A backbone such as timm/resnet18.")],
+    as_json: AsJson = False,
+) -> None:
+    """Run the conformance checks on a backbone, with random weights; exits with 2 where one fails."""
+    from autoft.discovery import discover
+    from autoft.testing.checks import run_checks
+
+    catalog = discover()
+    backbone = catalog.resolve_backbone(name, weights="none")
+    heads = [head for head in catalog.heads.values() if head.modality in (None, backbone.modality)]
+    results = run_checks(backbone, next(head for head in heads if head.features == backbone.features))
+    if as_json:
+        print(
+            json.dumps(
+                [
+                    {"check": item.id, "passed": item.passed, "message": item.message, "seconds": item.seconds}
+                    for item in results
+                ],
+                indent=2,
+            )
+        )
+    else:
+        for item in results:
+            print(f"{'ok  ' if item.passed else 'FAIL'}  {item.id}" + (f"\n      {item.message}" if item.message else ""))
+    if not all(item.passed for item in results):
+        raise typer.Exit(BAD_INPUT)
+
+
+class _StopRequest:
+    """Turns Ctrl-C and SIGTERM into a clean stop while trials run, and into an immediate one otherwise.
+
+    Attributes:
+        asked: The signal that asked for a stop, or None.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self._in_trials = False
+
+    def listening(self) -> _Handlers:
+        """Return a context in which the signals come here."""
+        return _Handlers(self.receive)
+
+    def follow(self, event: Event) -> None:
+        """Note whether trials run: between them there is a checkpoint to reach, elsewhere nothing to lose."""
+        if event.kind == "search":
+            self._in_trials = True
+        elif event.kind == "export":
+            self._in_trials = False
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Ask for a stop; a second signal stops at once."""
+        again = self.asked is not None
+        self.asked = number
+        if again or not self._in_trials:
+            raise KeyboardInterrupt
+        print("stopping after this step; once more stops at once", file=sys.stderr, flush=True)
+
+
+class _Handlers:
+    """Installs one handler for SIGINT and SIGTERM for the length of a block."""
+
+    def __init__(self, handler: Any) -> None:
+        self._handler = handler
+
+    def __enter__(self) -> None:
+        self._before = {number: signal.signal(number, self._handler) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _overrides(
+    named: dict[str, Any], backbones: Sequence[str] | None, weights: str | None, settings: Sequence[str]
+) -> list[str]:
+    """Turn options into the `a.b=value` form that studies take; `--set` comes last and wins."""
+    overrides = [f"{where}={value}" for where, value in named.items() if value is not None]
+    if backbones:
+        entries = [{"name": name, **({"weights": weights} if weights else {})} for name in backbones]
+        overrides.append(f"backbones={json.dumps(entries)}")  # JSON is YAML
+    elif weights:
+        raise AutoftError("`--weights` needs a `--backbone` to belong to", "add --backbone FAMILY/MODEL")
+    return [*overrides, *settings]
+
+
+def _print_result(result: SearchResult, brief: bool) -> None:
+    if result.bundle is None:
+        print(
+            f"stopped; {sum(result.trials.values())} trials in {result.run} are kept, and the same command goes on",
+            file=sys.stderr,
+        )
+        return
+    if brief:
+        print(result.bundle)
+        return
+    test = f", {result.test[result.metric]:.4f} ± {result.test_error:.4f} on test" if result.metric in result.test else ""
+    preset = f" (preset {result.preset:.4f})" if result.preset is not None else " (the preset failed)"
+    _print_pairs(
+        [
+            ("best", f"trial {result.trial}: {result.metric} {result.value:.4f} on validation{preset}{test}"),
+            ("trials", ", ".join(f"{count} {state}" for state, count in result.trials.items())),
+            ("run", result.run),
+            ("bundle", result.bundle),
+            ("next", f"autoft predict {result.bundle} FILES..."),
+        ]
+    )
+
+
+def _print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
+    listed = list(pairs)
+    width = max((len(name) for name, _ in listed), default=0)
+    for name, value in listed:
+        print(f"{name:{width}}  {value}")
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_error(error: AutoftError) -> None:
+    print(f"error: {error.message if isinstance(error, ConfigError) else error}", file=sys.stderr)
+
+
+def _log_to_stderr() -> None:
+    """Show autoft's own log: warnings by default, such as those of broken plugins."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PlainFormatter())
+    logging.getLogger("autoft").addHandler(handler)
+
+
+class _PlainFormatter(logging.Formatter):
+    """Writes `warning: text`, as the command's own messages look."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {super().format(record)}"
+
+
+if __name__ == "__main__":
+    main()
