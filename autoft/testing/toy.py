@@ -1,0 +1,320 @@
+"""Toy plugins: a tiny backbone family, head and data format that train, freeze, resume and export in seconds, offline.
+
+They come in by the ordinary hooks, so this module is also the shortest example of a whole plugin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoft.errors import BackboneError, DataError, nearest
+from autoft.hookspecs import hookimpl
+from autoft.specs import (
+    Backbone,
+    BackboneFamily,
+    BackboneRequest,
+    Choice,
+    DataFormat,
+    Head,
+    Knob,
+    Range,
+    RawData,
+    Sample,
+    Stage,
+    Targets,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+IMAGE_SIZE = 16
+SMALLEST_SIZE = 8
+MODELS = ("convnet", "mlp")
+PRETRAINED_SEED = 20240229
+STRIPES_SUFFIX = ".stripes.json"
+
+
+# --- backbones --------------------------------------------------------------------------------------
+
+
+@hookimpl
+def autoft_backbones() -> list[BackboneFamily]:
+    """Offer two image backbones of some 5,000 parameters."""
+    return [
+        BackboneFamily(
+            name="toy",
+            modality="image",
+            resolve=resolve,
+            models=lambda: MODELS,
+            suggest=lambda max_millions: tuple(f"toy/{name}" for name in MODELS),
+            help="tiny image models for tests: toy/convnet (BatchNorm, dropout), toy/mlp (neither)",
+        )
+    ]
+
+
+def resolve(request: BackboneRequest) -> Backbone:
+    """Turn `convnet` or `mlp` into a backbone.
+
+    Weights: `none` draws them from torch's generator, `pretrained` from a fixed seed, a path names a safetensors file.
+
+    Raises:
+        BackboneError: The model is unknown, the images are too small for it, or the weights' file is missing.
+    """
+    from autoft.images import ImagePreprocessing
+
+    if request.model not in MODELS:
+        near = nearest(request.model, MODELS) or MODELS
+        raise BackboneError(f"toy has no model {request.model!r}", f"did you mean {', '.join('toy/' + n for n in near)}?")
+    side = request.image_size or IMAGE_SIZE
+    if side < SMALLEST_SIZE:
+        raise BackboneError(f"image_size must be at least {SMALLEST_SIZE} for toy/{request.model}, but got {side}")
+    local = request.weights not in ("pretrained", "none")
+    if local and not Path(request.weights).is_file():
+        raise BackboneError(
+            f"the weights of toy/{request.model} do not exist: {request.weights}",
+            "use `pretrained`, `none`, or the path of a safetensors file",
+        )
+    return Backbone(
+        name=f"toy/{request.model}",
+        modality="image",
+        weights=request.weights,
+        features="pooled",
+        inputs=("pixel_values",),
+        preprocessing=ImagePreprocessing(
+            size=(side, side),
+            resize=side,
+            interpolation="bilinear",
+            mean=(0.5, 0.5, 0.5),
+            std=(0.25, 0.25, 0.25),
+        ),
+        build=lambda: _build(request),
+        stages=stages,
+        feature_size=lambda module: 16,
+        licence="apache-2.0",
+        citation=None if request.weights == "none" else f"autoft toy weights ({Path(request.weights).name})",
+        config={"model_type": "autoft_toy", "architecture": request.model},
+        image_size=(side, side),
+    )
+
+
+def stages(module: nn.Module) -> tuple[Stage, ...]:
+    """Take each child that holds parameters as a stage: they are registered in the order of the computation."""
+    return tuple(
+        Stage(name, tuple(f"{name}.{parameter}" for parameter, _ in child.named_parameters()))
+        for name, child in module.named_children()
+        if any(True for _ in child.parameters())
+    )
+
+
+def _build(request: BackboneRequest) -> nn.Module:
+    import torch
+
+    from autoft.files import load_tensors
+
+    make = {"convnet": _convnet, "mlp": _mlp}[request.model]
+    if request.weights == "none":
+        return make()
+    with torch.random.fork_rng(devices=()):  # the caller's random numbers must not depend on where weights come from
+        torch.manual_seed(PRETRAINED_SEED)
+        module = make()
+    if request.weights != "pretrained":
+        try:
+            module.load_state_dict(load_tensors(Path(request.weights))[0])
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise BackboneError(f"toy/{request.model} cannot be built with {request.weights}: {reason}") from error
+    return module
+
+
+def _convnet() -> nn.Module:
+    """Make four stages of convolution, BatchNorm, ReLU and dropout, then the mean over the image: (N, 16)."""
+    from torch import nn
+
+    def block(inputs: int, outputs: int, stride: int) -> nn.Module:
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        layers["conv"] = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        layers["norm"] = nn.BatchNorm2d(outputs)
+        layers["act"] = nn.ReLU()
+        layers["drop"] = nn.Dropout(0.05)
+        return nn.Sequential(layers)
+
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["stem"] = block(3, 8, 1)
+    layers["stage1"] = block(8, 12, 2)
+    layers["stage2"] = block(12, 16, 2)
+    layers["stage3"] = block(16, 16, 1)
+    layers["pool"] = nn.AdaptiveAvgPool2d(1)
+    layers["flatten"] = nn.Flatten()
+    return nn.Sequential(layers)
+
+
+def _mlp() -> nn.Module:
+    """Make three stages of linear layers and LayerNorm over an 8x8 thumbnail: (N, 16); no BatchNorm, no dropout."""
+    from torch import nn
+
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["thumbnail"] = nn.AdaptiveAvgPool2d(SMALLEST_SIZE)
+    layers["flatten"] = nn.Flatten()
+    layers["embed"] = nn.Sequential(nn.Linear(3 * SMALLEST_SIZE**2, 24), nn.LayerNorm(24))
+    layers["hidden"] = nn.Sequential(nn.Linear(24, 24), nn.GELU(), nn.LayerNorm(24))
+    layers["features"] = nn.Sequential(nn.Linear(24, 16), nn.GELU())
+    return nn.Sequential(layers)
+
+
+# --- head -------------------------------------------------------------------------------------------
+
+
+@hookimpl
+def autoft_heads() -> list[Head]:
+    """Offer the plainest classification: a linear layer, cross-entropy, accuracy."""
+    from autoft.runtime import image_classification
+
+    return [
+        Head(
+            name="toy-classification",
+            modality="image",
+            features="pooled",
+            describe=_describe,
+            encode=_encode,
+            build=_build_head,
+            loss=_loss,
+            activation=lambda outputs: outputs.softmax(dim=-1),
+            metrics=_metrics,
+            directions={"accuracy": "maximize", "loss": "minimize"},
+            default_metric=lambda targets: "accuracy",
+            report=lambda outputs, encoded, targets: _metrics(outputs, encoded, targets),
+            runtime=Path(image_classification.__file__),
+            knobs=(
+                Knob("dropout", 0.0, Range(0.0, 0.4), "dropout before the output layer", Range(0.0, 0.9)),
+                Knob("bias", "yes", None, "whether the output layer has a bias", Choice(("yes", "no"))),
+            ),
+            help="for tests: one label an image, by a linear layer",
+        )
+    ]
+
+
+def _describe(targets: Sequence[str]) -> Targets:
+    counts = Counter(targets)
+    if len(counts) < 2:
+        raise DataError(f"classification needs at least 2 classes, but the training data has {len(counts)}")
+    labels = tuple(sorted(counts))
+    return Targets(labels, tuple(counts[label] for label in labels))
+
+
+def _encode(targets: Sequence[str], described: Targets) -> Tensor:
+    import torch
+
+    unknown = sorted(set(targets) - set(described.labels))
+    if unknown:
+        raise DataError(f"the label {unknown[0]!r} is not among the classes {', '.join(described.labels)}")
+    return torch.tensor([described.labels.index(target) for target in targets], dtype=torch.int64)
+
+
+def _build_head(features: int, targets: Targets, knobs: Mapping[str, Any]) -> nn.Module:
+    from torch import nn
+
+    linear = nn.Linear(features, len(targets.labels), bias=knobs["bias"] == "yes")
+    return nn.Sequential(nn.Dropout(float(knobs["dropout"])), linear)
+
+
+def _loss(outputs: Tensor, encoded: Tensor, targets: Targets, knobs: Mapping[str, Any]) -> Tensor:
+    from torch.nn import functional as F
+
+    return F.cross_entropy(outputs.float(), encoded)
+
+
+def _metrics(outputs: Tensor, encoded: Tensor, targets: Targets) -> dict[str, float]:
+    from torch.nn import functional as F
+
+    right = (outputs.argmax(dim=-1) == encoded).double().mean()
+    return {"accuracy": float(right), "loss": float(F.cross_entropy(outputs.double(), encoded))}
+
+
+# --- data -------------------------------------------------------------------------------------------
+
+
+@hookimpl
+def autoft_data() -> list[DataFormat]:
+    """Offer images that are painted from a few numbers in a file."""
+    return [
+        DataFormat(
+            name="toy-stripes",
+            modality="image",
+            detect=lambda path: path.name.endswith(STRIPES_SUFFIX) and path.is_file(),
+            load=load_stripes,
+            help='for tests: a .stripes.json file such as {"classes": 3, "per_class": 12, "seed": 0, "size": 16}',
+        )
+    ]
+
+
+def load_stripes(path: Path, options: Mapping[str, Any]) -> RawData:
+    """Paint the images that a `.stripes.json` file asks for; its fields are the arguments of `toy_samples`.
+
+    Raises:
+        DataError: The file is unreadable, or asks for something else.
+    """
+    try:
+        wanted = json.loads(path.read_text(encoding="utf-8"))
+        samples = toy_samples(**wanted)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} must hold the arguments of `toy_samples` as JSON: {error}") from error
+    digest = hashlib.sha256("".join(f"{sample.content}{sample.target}" for sample in samples).encode())
+    return RawData("image", "toy-classification", samples, (), digest.hexdigest(), wanted.get("size", IMAGE_SIZE))
+
+
+def toy_samples(classes: int = 3, per_class: int = 12, seed: int = 0, size: int = IMAGE_SIZE) -> tuple[Sample, ...]:
+    """Paint a learnable data set: stripes whose angle and tint depend on the class, under noise.
+
+    Args:
+        classes: Number of classes, labelled `stripes-0`, `stripes-60` ... by their angle in degrees.
+        per_class: Images of each.
+        seed: Equal seeds give equal images.
+        size: Side of the square images in pixels.
+
+    Returns:
+        Samples class after class, each with the bytes of a PNG file as its source.
+    """
+    samples = []
+    for number in range(classes):
+        label = f"stripes-{round(180 * number / classes)}"
+        for index in range(per_class):
+            source = paint_png(number, classes, seed=(seed, number, index), size=size)
+            content = hashlib.sha256(source).hexdigest()
+            samples.append(Sample(f"{label}/{index:03}.png", source, label, content))
+    return tuple(samples)
+
+
+def write_toy_images(
+    folder: Path, classes: int = 3, per_class: int = 12, seed: int = 0, size: int = IMAGE_SIZE
+) -> tuple[Path, ...]:
+    """Write `toy_samples` as PNG files into one folder a class; return the files, class after class."""
+    files = []
+    for sample in toy_samples(classes, per_class, seed, size):
+        files.append(folder / sample.id)
+        files[-1].parent.mkdir(parents=True, exist_ok=True)
+        files[-1].write_bytes(sample.source)
+    return tuple(files)
+
+
+def paint_png(number: int, classes: int, *, seed: Sequence[int], size: int = IMAGE_SIZE) -> bytes:
+    """Paint one image of class `number` of `classes`, and return it as the bytes of a PNG file."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(tuple(seed))
+    angle = math.pi * number / classes + rng.uniform(-0.1, 0.1)
+    rows, columns = np.mgrid[0:size, 0:size] * (2 * math.pi * 3 / size)  # three periods across
+    wave = np.sin(rows * math.sin(angle) + columns * math.cos(angle) + rng.uniform(0, 2 * math.pi))
+    shares = 2 * math.pi * (number / classes + np.arange(3) / 3)
+    tint = 0.5 + 0.12 * np.cos(shares)  # weak: most of what there is to learn lies in the stripes
+    pixels = tint + 0.25 * wave[..., None] + rng.normal(0, 0.08, (size, size, 3))
+    file = io.BytesIO()
+    Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
