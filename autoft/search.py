@@ -17,7 +17,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from autoft.errors import AutoftError, DataError, RunError
+from autoft.errors import DataError, RunError
 from autoft.events import Event, Listener
 from autoft.export.bundle import RECORDED_PACKAGES, Trained, export_bundle, exported_facts
 from autoft.files import load_tensors, read_json, sha256, write_json
@@ -39,7 +39,7 @@ logger = logging.getLogger("autoft")
 
 
 class RepeatedBugError(RuntimeError):
-    """The same unexpected exception ended several trials: a bug in autoft or a plugin; carries the trace."""
+    """Unexpected exceptions ended every trial, or the same one several: a bug in autoft or a plugin; carries the trace."""
 
 
 @dataclass(frozen=True)
@@ -493,8 +493,11 @@ class _Driver:
             interrupted=stored is None,
         )
 
-    def _nothing_trained(self) -> AutoftError:
+    def _nothing_trained(self) -> Exception:
         failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        bugs = [trial for trial in failed if trial.user_attrs.get("failure") == "bug"]
+        if bugs:
+            return RepeatedBugError(f"no trial gave a model; please report this:\n{bugs[0].user_attrs['trace']}")
         kinds = Counter(trial.user_attrs.get("failure", "unknown") for trial in failed)
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         first = failed[0].user_attrs.get("message", "no message") if failed else "no trial ran"

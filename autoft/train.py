@@ -272,7 +272,7 @@ def rate_at(step: int, total: int, warmup: float) -> float:
 
 def seed_everything(seed: int, epoch: int = 0) -> None:
     """Seed torch's generators, on the CPU and all devices, for one epoch."""
-    mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
+    mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]) >> 1  # torch takes 63 bits
     torch.manual_seed(mixed)
     torch.backends.cudnn.benchmark = False  # picks kernels by timing, which no seed repeats
     torch.backends.cudnn.deterministic = True
