@@ -15,7 +15,7 @@ from autoft.config import Known, Objection, PluginsConfig, StudyConfig, load_stu
 from autoft.discovery import discover
 from autoft.errors import AutoftError, BackboneError, ConfigError, DataError, PluginError, Problem
 from autoft.events import Event, Listener
-from autoft.space import SETTINGS
+from autoft.space import SETTINGS, Searched, check_values
 from autoft.specs import SPLITS, Backbone, Head, RawData, Sample
 from autoft.splits import Splits, make_splits
 from autoft.train import Objective, choose_device
@@ -93,6 +93,11 @@ def known(catalog: Catalog) -> Known:
             return Objection(error.message, error.hint)
         return None
 
+    def check_space(name: str, entry: Searched) -> Objection | None:
+        found = [check_values({name: entry}, head) for head in catalog.heads.values()]
+        # possible as soon as one task takes it; which task it is may only be known from the data
+        return Objection(found[0][0].message, found[0][0].hint) if found and all(found) else None
+
     knobs = {knob.name for head in catalog.heads.values() for knob in head.knobs}
     return Known(
         data_plugins=frozenset(catalog.data),
@@ -100,6 +105,7 @@ def known(catalog: Catalog) -> Known:
         space=frozenset({setting.name for setting in SETTINGS} | knobs | {"augmentation"}),
         check_backbone=check_backbone,
         broken=tuple(str(plugin) for plugin in catalog.plugins if plugin.state == "broken"),
+        check_space=check_space,
     )
 
 

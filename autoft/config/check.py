@@ -43,6 +43,7 @@ class Known:
         space: Names that can stand in `space`.
         check_backbone: Returns an objection to a backbone's name, or None where it is known.
         broken: Names of plugins that failed to load, and so might have provided what is missing.
+        check_space: Returns an objection to the values of an entry of `space`, or None where they are possible.
     """
 
     data_plugins: frozenset[str]
@@ -50,6 +51,7 @@ class Known:
     space: frozenset[str]
     check_backbone: Callable[[str], Objection | None]
     broken: tuple[str, ...] = ()
+    check_space: Callable[[str, SpaceEntry], Objection | None] = lambda name, entry: None
 
     def hint(self, name: str, names: Iterable[str]) -> str:
         """Return the nearest of the names, or all of them, and the broken plugins that might have had the name."""
@@ -242,6 +244,9 @@ def check(document: Document, known: KnownSource | None) -> StudyConfig:
         except ValidationError:
             known = None  # already among the problems; without the section no plugin may be loaded to ask
     unknown = _unknown_names(values, known) if known is not None else []
+    if known is not None and isinstance(space, dict):
+        objections = ((name, known.check_space(name, entry)) for name, entry in space.items())
+        unknown += [Finding(("space", name), each.message, each.hint) for name, each in objections if each is not None]
 
     def visible(findings: Iterable[Finding], hiding: set[Loc]) -> list[Finding]:
         return [each for each in findings if not any(each.loc[:end] in hiding for end in range(1, len(each.loc) + 1))]

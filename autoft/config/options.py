@@ -111,7 +111,7 @@ def resolve_paths(document: Document) -> None:
         elif not written or not os.path.exists(settings[key]):
             close = nearest(written, near)
             hint = f"did you mean `{close[0]}`?" if close else "a relative path starts from the folder of the study file"
-            if not close and base != document.folder:
+            if not close and (base != document.folder or document.source == "options"):
                 hint = "a relative path in an option starts from the current folder"
             got = f"there is nothing at {settings[key]!r}" if written else "got ''"
             document.findings.append(Finding(loc, f"{rule}, but {got}", hint))
