@@ -171,7 +171,10 @@ def report(outputs: Tensor, encoded: Tensor, targets: Targets) -> dict[str, Any]
     }
 
 
-def _natural(label: str) -> tuple[tuple[int, int | str], ...]:
+def _natural(label: str) -> tuple[tuple[tuple[int, int | str], ...], str]:
+    """Return what to sort a label by; the label itself comes last, so that `1` and `01` have an order too."""
     import re
 
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in re.findall(r"\d+|\D+", label))
+    parts = re.findall(r"\d+|\D+", label)
+    # isdecimal(), as \d: isdigit() would take superscripts, which int() does not read
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts), label
