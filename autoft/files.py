@@ -76,7 +76,10 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: The file cannot be read.
         ValueError: It is not a JSON object.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not whole JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, but holds a {type(content).__name__}")
     return content
