@@ -133,7 +133,7 @@ class SplitData:
 def even_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Cut an order into batches of nearly equal size, none above `batch_size`.
 
-    No sample is dropped, and no epoch ends with a batch of one, which BatchNorm could not take.
+    No sample is dropped, and from a batch size of 3 on no batch holds one sample alone, which BatchNorm could not take.
 
     Example:
         >>> [len(batch) for batch in even_batches(np.arange(10), 4)]
