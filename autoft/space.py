@@ -205,8 +205,9 @@ def build_space(
     parameters.update(wanted)
     problems = check_values(wanted, head, policies=_policies(backbones))
     problems += _resolve_depth(parameters, preset, backbones, stages)
-    for name, what in parameters.items():
-        preset[name] = _into(what, preset[name])
+    if not problems:  # a range over words, say, would have nowhere to move its preset to
+        for name, what in parameters.items():
+            preset[name] = _into(what, preset[name])
     return Space(tuple(backbones), tuple(stages), parameters, preset), problems
 
 
