@@ -1,0 +1,250 @@
+"""The space asks the preset first, stays within what the study allows, and resolves depths to whole stages."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+
+import optuna
+import pytest
+
+from autoft.builtin.heads import autoft_heads
+from autoft.space import ALL, SETTINGS, Candidate, Searched, Space, build_space, check_values, names, suggest, train_config
+from autoft.specs import Backbone, BackboneRequest, Choice, Head, Range
+from autoft.testing import toy
+from autoft.train import TrainConfig
+
+HEAD: Head = autoft_heads()[0]
+CONVNET: Backbone = toy.resolve(BackboneRequest("convnet", "pretrained"))
+MLP: Backbone = toy.resolve(BackboneRequest("mlp", "pretrained"))
+
+
+def space_of(
+    wanted: Mapping[str, Searched] | None = None, backbones: tuple[Backbone, ...] = (CONVNET,), **changes: object
+) -> Space:
+    stages = tuple({"toy/convnet": 4, "toy/mlp": 3}[backbone.name] for backbone in backbones)
+    space, problems = build_space(wanted or {}, HEAD, backbones, stages, **{"augmentation": "light", **changes})  # type: ignore[arg-type]
+    assert problems == []
+    return space
+
+
+def problems_of(wanted: Mapping[str, Searched], backbones: tuple[Backbone, ...] = (CONVNET,)) -> list[str]:
+    stages = tuple({"toy/convnet": 4, "toy/mlp": 3}[backbone.name] for backbone in backbones)
+    return [str(problem) for problem in build_space(wanted, HEAD, backbones, stages, augmentation="light")[1]]
+
+
+def ask(space: Space, count: int, seed: int = 0, enqueue: bool = False) -> list[Candidate]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    if enqueue:
+        study.enqueue_trial(space.preset_of(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Optuna only warns of an enqueued value outside its range
+        return [suggest(study.ask(), space) for _ in range(count)]
+
+
+# --- the preset -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbones", [(CONVNET,), (CONVNET, MLP)])
+def test_first_trial_is_the_preset(backbones: tuple[Backbone, ...]) -> None:
+    (first,) = ask(space_of(backbones=backbones), 1, enqueue=True)
+    assert first.backbone == 0
+    presets = {setting.name: setting.preset for setting in SETTINGS} | {knob.name: knob.default for knob in HEAD.knobs}
+    assert first.values == {**presets, "augmentation": "light"}
+    assert set(first.values) == names(HEAD)
+
+
+def test_preset_can_be_asked_of_any_backbone() -> None:
+    space = space_of(backbones=(CONVNET, MLP))
+    assert space.preset_of(0)["backbone"] == "toy/convnet"
+    assert space.preset_of(1)["backbone"] == "toy/mlp"
+    assert "backbone" not in space_of().preset_of(0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name", "value"),
+    [
+        (Range(1e-3, 1e-2, log=True), "learning_rate", 1e-3),
+        (Range(1e-6, 1e-4, log=True), "learning_rate", 1e-4),
+        (Range(1e-4, 1e-2, log=True), "learning_rate", 3e-4),
+        (Range(2, 4), "freeze_depth", 2),
+        (Range(0, 3), "freeze_depth", 0),
+        (Choice((0.3, 0.2)), "dropout", 0.3),
+        (Choice((0.3, 0.1)), "dropout", 0.1),
+        (Choice(("standard", "none")), "augmentation", "standard"),
+        (0.25, "dropout", 0.25),
+        ("standard", "augmentation", "standard"),
+    ],
+)
+def test_preset_moves_into_what_the_study_searches(wanted: Searched, name: str, value: object) -> None:
+    (first,) = ask(space_of({name: wanted}), 1, enqueue=True)
+    assert first.values[name] == value
+
+
+def test_from_random_weights_the_preset_trains_everything_evenly() -> None:
+    space = space_of(backbones=(replace(CONVNET, weights="none"),))
+    fixed = {name: what for name, what in space.parameters.items() if not isinstance(what, Range | Choice)}
+    assert {name: fixed[name] for name in ("freeze_depth", "layer_decay", "head_multiplier")} == {
+        "freeze_depth": 0,
+        "layer_decay": 1.0,
+        "head_multiplier": 1.0,
+    }
+    assert space.preset["learning_rate"] == 1e-3
+    assert isinstance(space.parameters["learning_rate"], Range)
+
+
+def test_one_pretrained_backbone_among_random_ones_keeps_the_usual_space() -> None:
+    space = space_of(backbones=(replace(CONVNET, weights="none"), MLP))
+    assert isinstance(space.parameters["layer_decay"], Range)
+    assert space.preset["learning_rate"] == 3e-4
+
+
+def test_study_may_still_search_what_random_weights_fix() -> None:
+    space = space_of({"layer_decay": Range(0.5, 0.7)}, (replace(CONVNET, weights="none"),))
+    assert space.parameters["layer_decay"] == Range(0.5, 0.7)
+    assert space.preset["layer_decay"] == 0.7
+
+
+# --- suggestions ------------------------------------------------------------------------------------
+
+
+def test_suggestions_stay_within_the_space_and_repeat_with_the_seed() -> None:
+    space = space_of({"learning_rate": Range(1e-4, 1e-3, log=True), "freeze_depth": Range(1, 3), "dropout": 0.2})
+    found = ask(space, 60)
+    assert ask(space, 60) == found
+    assert {candidate.values["freeze_depth"] for candidate in found} == {1, 2, 3}
+    assert all(1e-4 <= candidate.values["learning_rate"] <= 1e-3 for candidate in found)  # type: ignore[operator]
+    assert {candidate.values["dropout"] for candidate in found} == {0.2}
+    assert len({candidate.values["learning_rate"] for candidate in found}) == 60
+
+
+def test_depth_of_one_backbone_covers_every_stage() -> None:
+    found = {candidate.values["freeze_depth"] for candidate in ask(space_of(), 80)}
+    assert found == {0, 1, 2, 3, 4}
+    assert all(type(depth) is int for depth in found)
+
+
+def test_depth_is_a_fraction_for_backbones_of_different_length() -> None:
+    space = space_of(backbones=(CONVNET, MLP))
+    assert space.parameters["freeze_fraction"] == Range(0.0, 1.0)
+    assert "freeze_depth" not in space.parameters
+    found = ask(space, 200)
+    for backbone, stages in ((0, 4), (1, 3)):
+        depths = {candidate.values["freeze_depth"] for candidate in found if candidate.backbone == backbone}
+        assert depths == set(range(stages + 1))
+    assert not any("freeze_fraction" in candidate.values for candidate in found)
+
+
+def test_depth_is_whole_stages_for_backbones_of_equal_length() -> None:
+    space = space_of(backbones=(CONVNET, replace(CONVNET, name="toy/convnet", weights="none")))
+    assert space.parameters["freeze_depth"] == Range(0, 4, integer=True)
+
+
+@pytest.mark.parametrize(("backbone", "depth"), [(CONVNET, 4), (MLP, 3)])
+@pytest.mark.parametrize("wanted", [ALL, Choice((ALL,))])
+def test_all_means_every_stage(backbone: Backbone, depth: int, wanted: Searched) -> None:
+    (found,) = ask(space_of({"freeze_depth": wanted}, (backbone,)), 1)
+    assert found.values["freeze_depth"] == depth
+
+
+def test_all_means_every_stage_of_whichever_backbone_is_chosen() -> None:
+    found = ask(space_of({"freeze_depth": ALL}, (CONVNET, MLP)), 20)
+    assert {(candidate.backbone, candidate.values["freeze_depth"]) for candidate in found} == {(0, 4), (1, 3)}
+
+
+def test_range_up_to_all_starts_where_the_study_says() -> None:
+    found = ask(space_of({"freeze_depth": Range(2, math.inf, integer=True)}), 60)
+    assert {candidate.values["freeze_depth"] for candidate in found} == {2, 3, 4}
+
+
+def test_fixed_space_asks_nothing() -> None:
+    space = space_of(space_of().preset)
+    assert space.preset_of(0) == {}
+    assert ask(space, 2)[0] == ask(space, 2, seed=1)[1]
+
+
+# --- what is wrong ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (5, "space.freeze_depth: must be a whole number between 0 and 4 for toy/convnet, or `all`, but got 5"),
+        (-1, "but got -1"),
+        (1.5, "but got 1.5"),
+        (True, "but got True"),
+        ("most", "but got 'most'"),
+        (Range(0, 9), "but got 9"),
+        (Choice((0, 7)), "but got 7"),
+    ],
+)
+def test_impossible_depth_is_refused_with_rule_and_value(wanted: Searched, message: str) -> None:
+    (problem,) = problems_of({"freeze_depth": wanted})
+    assert message in problem
+    assert "hint: `autoft plugins show toy/convnet` lists its stages" in problem
+
+
+def test_depth_must_fit_the_shortest_backbone() -> None:
+    (problem,) = problems_of({"freeze_depth": 4}, (CONVNET, MLP))
+    assert "between 0 and 3 for toy/mlp" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "message"),
+    [
+        ("learning_rate", Range(-1.0, 1e-2), "must be a number from 1e-08 to 10, but got -1"),
+        ("learning_rate", 11, "but got 11"),
+        ("learning_rate", "fast", "but got 'fast'"),
+        ("learning_rate", True, "but got True"),
+        ("weight_decay", math.nan, "but got nan"),
+        ("dropout", Range(0.0, 1.0), "must be a number from 0 to 0.95, but got 1"),
+        ("dropout", Choice((0.1, 2.0)), "but got 2"),
+        ("class_weights", "heavy", "must be one of none, balanced, but got 'heavy'"),
+        ("class_weights", Range(0, 1), "must be one of none, balanced"),
+        ("augmentation", "wild", "must be one of none, light, standard, but got 'wild'"),
+        ("augmentation", Choice(("none", "wild")), "but got 'wild'"),
+    ],
+)
+def test_value_out_of_bounds_is_refused_with_rule_and_value(name: str, wanted: Searched, message: str) -> None:
+    (problem,) = problems_of({name: wanted})
+    assert problem.startswith(f"space.{name}: ")
+    assert message in problem
+
+
+def test_all_problems_are_reported_together() -> None:
+    found = problems_of({"learning_rate": 11, "dropout": 1, "freeze_depth": 9})
+    assert len(found) == 3
+
+
+def test_values_can_be_checked_before_the_backbones_are_known() -> None:
+    assert check_values({"augmentation": "wild", "freeze_depth": 99}, HEAD) == []
+    assert len(check_values({"augmentation": "wild"}, HEAD, policies=("none",))) == 1
+
+
+def test_defaults_lie_within_their_own_limits() -> None:
+    assert len(SETTINGS) >= 5
+    defaults: dict[str, Searched] = {item.name: item.search for item in SETTINGS if item.search is not None}
+    defaults |= {f"{item.name}": item.preset for item in SETTINGS if item.search is None}
+    assert check_values(defaults, HEAD) == []
+    assert check_values({setting.name: setting.preset for setting in SETTINGS}, HEAD) == []
+
+
+# --- to the trainer ---------------------------------------------------------------------------------
+
+
+def test_candidate_becomes_a_training_configuration() -> None:
+    (first,) = ask(space_of({"learning_rate": 1e-3, "dropout": 0.3}), 1, enqueue=True)
+    config = train_config(first, HEAD, {"epochs": 5, "batch_size": 16, "seed": 3})
+    assert config == TrainConfig(
+        learning_rate=1e-3,
+        epochs=5,
+        batch_size=16,
+        seed=3,
+        freeze_depth=0,
+        head_multiplier=10.0,
+        layer_decay=0.9,
+        weight_decay=1e-2,
+        knobs={"dropout": 0.3, "label_smoothing": 0.0, "class_weights": "none"},
+    )
