@@ -277,6 +277,25 @@ def test_splits_without_train_are_an_error(tmp_path):
         load(declared(tmp_path, val=2, test=2), {})
 
 
+def test_scoring_a_finished_model_needs_neither_train_nor_two_classes(tmp_path):
+    root = declared(tmp_path, test=1)
+    shutil.rmtree(root / "test" / "dog")
+    (sample,) = load(root, {"for_training": False}).samples
+    assert (sample.target, sample.split) == ("cat", "test")
+    with pytest.raises(DataError, match="must include train"):
+        load(root, {"for_training": True})
+
+
+def test_scoring_a_finished_model_still_needs_images(tmp_path):
+    with pytest.raises(DataError, match="must hold images"):
+        load(tmp_path, {"for_training": False})
+
+
+def test_wrong_for_training_is_an_error(folder):
+    with pytest.raises(DataError, match="`for_training` must be true or false, but got 'no'"):
+        load(folder, {"for_training": "no"})
+
+
 def test_two_folders_for_one_split_are_an_error(tmp_path):
     with pytest.raises(DataError, match="validation has dev/, val/"):
         load(declared(tmp_path, train=2, val=2, dev=2), {})

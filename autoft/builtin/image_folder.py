@@ -93,7 +93,8 @@ def load(path: Path, options: Mapping[str, Any]) -> RawData:
     Args:
         path: The folder.
         options: `max_rejected`: the share of images that may be unreadable (default 0.01). One unreadable image is
-            always tolerated, as 1 % of a small set would be none; but 0 tolerates none.
+            always tolerated, as 1 % of a small set would be none; but 0 tolerates none. `for_training`: False where a
+            finished model is scored, which needs neither two classes nor a `train` folder (default True).
 
     Returns:
         Samples ordered by split, class and name; numbers inside names count as numbers.
@@ -101,16 +102,17 @@ def load(path: Path, options: Mapping[str, Any]) -> RawData:
     Raises:
         DataError: There is nothing to learn from: no images, one class, an empty class, too many unreadable files ...
     """
-    max_rejected = _max_rejected(options)
+    max_rejected, for_training = _options(options)
     if not path.exists():
         raise DataError(f"the data must be a folder, but there is no {path}", hint=_near_path(path))
     if not path.is_dir():
         raise DataError(f"the data must be a folder, but {path} is a file", hint="name the folder that holds the classes")
-    classes = _find_classes(path)
-    _check_found(path, classes)
+    classes = _find_classes(path, for_training)
+    _check_found(path, classes, for_training)
     samples, rejected, sizes = _read(path, classes)
     _check_rejected(path, rejected, len(samples) + len(rejected), max_rejected)
-    _check_classes(classes, samples)
+    if for_training:
+        _check_classes(classes, samples)
     return RawData(
         modality="image",
         task="image-classification",
@@ -142,9 +144,9 @@ class _Class:
     files: _Folder
 
 
-def _find_classes(root: Path) -> list[_Class]:
+def _find_classes(root: Path, for_training: bool) -> list[_Class]:
     """Return every class folder, ordered by split and label."""
-    splits = _split_folders(root)
+    splits = _split_folders(root, for_training)
     classes = []
     for split, folder in splits.items() if splits else [(None, root)]:
         subfolders, loose = _entries(folder)
@@ -164,7 +166,7 @@ def _find_classes(root: Path) -> list[_Class]:
     return classes
 
 
-def _split_folders(root: Path) -> dict[Split, Path]:
+def _split_folders(root: Path, for_training: bool) -> dict[Split, Path]:
     """Return the folders of the declared splits; none where the folders of the root are classes."""
     subfolders, _ = _entries(root)
     named: dict[Split, list[Path]] = {}
@@ -173,12 +175,13 @@ def _split_folders(root: Path) -> dict[Split, Path]:
             named.setdefault(split, []).append(folder)
     others = [folder for folder in subfolders if folder.name.lower() not in SPLIT_NAMES]
     if "train" not in named:
-        if named and not others:
+        if not named or others:
+            return {}
+        if for_training:
             raise DataError(
                 f"split folders must include train, but {root} has only {_names(subfolders)}",
                 hint="name the folder to learn from `train`; val and test can be left out",
             )
-        return {}
     # `train` may be a class, next to `bus` and `car`: then it holds images rather than classes.
     if others and not any(_entries(folder)[0] for folder in named["train"]):
         return {}
@@ -295,19 +298,24 @@ def _fingerprint(samples: Sequence[Sample]) -> str:
 # --- checks -------------------------------------------------------------------------------------------
 
 
-def _max_rejected(options: Mapping[str, Any]) -> float:
+def _options(options: Mapping[str, Any]) -> tuple[float, bool]:
+    """Return `max_rejected` and `for_training`."""
+    known = ("max_rejected", "for_training")
     for name in options:
-        if name != "max_rejected":
-            near = nearest(name, ["max_rejected"])
+        if name not in known:
+            near = nearest(name, known)
             hint = f"did you mean {near[0]}?" if near else "remove it"
-            raise DataError(f"the only option of image-folder is max_rejected, but got {name!r}", hint=hint)
+            raise DataError(f"the options of image-folder are {' and '.join(known)}, but got {name!r}", hint=hint)
+    for_training = options.get("for_training", True)
+    if not isinstance(for_training, bool):
+        raise DataError(f"`for_training` must be true or false, but got {for_training!r}")
     share = options.get("max_rejected", DEFAULT_MAX_REJECTED)
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise DataError(f"`max_rejected` must be a share from 0 to 1, but got {share!r}", hint="0.01 is 1 %")
-    return float(share)
+    return float(share), for_training
 
 
-def _check_found(root: Path, classes: Sequence[_Class]) -> None:
+def _check_found(root: Path, classes: Sequence[_Class], for_training: bool) -> None:
     if not any(entry.files.images for entry in classes):
         others = sum((entry.files.others for entry in classes), Counter(_loose_extensions(root)))
         listed = ", ".join(f"{count} x {extension}" for extension, count in others.most_common(_EXAMPLES))
@@ -323,7 +331,7 @@ def _check_found(root: Path, classes: Sequence[_Class]) -> None:
                 hint="put images there, or delete the folder",
             )
     training = [entry for entry in classes if entry.split in (None, "train")]
-    if len(training) < 2:
+    if for_training and len(training) < 2:
         found = f"only {training[0].label!r}" if training else "none"
         raise DataError(
             f"there must be at least two classes to tell apart, but {root} has {found}",
