@@ -13,7 +13,7 @@ from autoft.loading import SplitData
 from autoft.model import FineTuneModel, assemble
 from autoft.specs import Backbone, BackboneRequest, Head, Sample
 from autoft.testing import toy
-from autoft.train import Objective, TrainConfig
+from autoft.train import FitResult, Objective, TrainConfig, fit
 
 CPU = torch.device("cpu")
 CONVNET = toy.resolve(BackboneRequest("convnet", "none"))
@@ -55,12 +55,21 @@ def build(
     return assemble(backbone, head, TARGETS, knobs or {**KNOBS, "dropout": 0.0}, seed=seed)
 
 
+def run(
+    settings: TrainConfig, backbone: Backbone = CONVNET, policy: str = "none", metric: str = "log_loss", **arguments: Any
+) -> tuple[FitResult, FineTuneModel]:
+    """Train a new model; arguments beyond these are those of `fit`."""
+    model = build(backbone, settings.knobs, settings.seed)
+    train, validation = split(TRAIN, backbone, policy), split(VALIDATION, backbone)
+    return fit(model, train, validation, objective(metric), settings, device=CPU, **arguments), model
+
+
 def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def assert_equal_tensors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
     """Bit for bit, and name for name."""
-    assert list(found) == list(wanted)
+    assert set(found) == set(wanted)
     different = [name for name, value in wanted.items() if not torch.equal(found[name], value)]
     assert not different, different
