@@ -220,8 +220,7 @@ def fit(
         if not math.isfinite(train_loss):
             raise NonFiniteError(f"the training loss became {train_loss} in epoch {epoch}")
 
-        outputs = predict(model, validation, device=device, batch_size=config.micro_batch or config.batch_size,
-                          precision=config.precision)  # fmt: skip
+        outputs = predict(model, validation, device=device, batch_size=_evaluation_batch(config), precision=config.precision)
         if not bool(torch.isfinite(outputs).all()):
             raise NonFiniteError(f"the validation outputs are not finite after epoch {epoch}")
         metrics = head.metrics(outputs, validation.targets, targets)
@@ -247,7 +246,7 @@ def predict(
     """Return the model's outputs for a whole split, `(N, K)`, float32 on the CPU, in the split's order."""
     model.eval()
     collected = []
-    feed = data.batches(even_batches(np.arange(len(data)), 2 * batch_size), device=device, pin=device.type == "cuda")
+    feed = data.batches(even_batches(np.arange(len(data)), batch_size), device=device, pin=device.type == "cuda")
     for inputs, _ in feed:
         with autocast(device, precision):
             outputs = model(*inputs)
@@ -313,6 +312,11 @@ def choose_batch_size(wanted: str | int, samples: int) -> int:
     if wanted != "auto":
         return int(wanted)
     return min(64, max(8, 1 << int(math.log2(max(1, samples / 16)))), samples)
+
+
+def _evaluation_batch(config: TrainConfig) -> int:
+    """Return a batch size without gradients: at least 64, as small ones waste time, unless memory has run out before."""
+    return 2 * config.micro_batch if config.micro_batch else max(64, 2 * config.batch_size)
 
 
 def _optimizer(

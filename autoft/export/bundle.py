@@ -101,8 +101,8 @@ def export_bundle(
     head, targets = objective.head, objective.targets
     cpu = torch.device("cpu")
     model = trained.model.to(cpu).to(memory_format=torch.contiguous_format)
-    validation = predict(model, trained.validation, device=cpu, batch_size=32)
-    test = predict(model, trained.test, device=cpu, batch_size=32)
+    validation = predict(model, trained.validation, device=cpu, batch_size=64)
+    test = predict(model, trained.test, device=cpu, batch_size=64)
     proto = to_onnx(
         model,
         head.activation,
