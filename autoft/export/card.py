@@ -58,10 +58,7 @@ def model_card(
         f"optimistic. The {data['test']} test samples were scored once, by the chosen model; ± is one standard error by "
         "bootstrap over them.",
         "",
-        "### Test split by class",
-        "",
-        *_class_table(reports["test"]),
-        "",
+        *_by_class(reports["test"]),
         "## Checked before it was written",
         "",
         f"All {parity['samples']} validation samples were scored again through ONNX Runtime, from the raw files through "
@@ -111,8 +108,12 @@ def model_card(
     return "\n".join(lines)
 
 
-def _class_table(report: Mapping[str, Any]) -> list[str]:
-    rows = report["classes"]
+def _by_class(report: Mapping[str, Any]) -> list[str]:
+    """Return the section on the test split's classes; a head need not report any."""
+    return ["### Test split by class", "", *_class_table(report["classes"]), ""] if "classes" in report else []
+
+
+def _class_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     shown = sorted(rows, key=lambda row: row["f1"])[:SHOWN_CLASSES]
     table = [
         "| class | precision | recall | F1 | samples |",
