@@ -14,6 +14,7 @@ import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -77,7 +78,11 @@ def resolve(request: BackboneRequest) -> Backbone:
         near = nearest(request.model, models())
         hint = f"did you mean {', '.join('timm/' + name for name in near)}?" if near else "`timm.list_models()` lists all"
         raise BackboneError(f"timm has no model {request.model!r}", hint)
-    found = timm.get_pretrained_cfg(request.model)
+    try:
+        found = timm.get_pretrained_cfg(request.model)
+    except RuntimeError as error:  # `is_model` looks at the part before the dot alone
+        tags = ", ".join(f"timm/{name}" for name in timm.list_pretrained(request.model.split(".")[0]))
+        raise BackboneError(f"timm has no weights {request.model!r}", f"there are: {tags or 'none'}") from error
     config: dict[str, Any] = found.to_dict() if found is not None else {}
     source = _local_weights(request, config) if request.weights not in ("pretrained", "none") else None
     if source is not None:
@@ -133,10 +138,13 @@ def choose_size(config: dict[str, Any], request: BackboneRequest) -> tuple[int, 
 def stages(module: nn.Module) -> tuple[Stage, ...]:
     """Order a timm model's parameters into stages by its own `group_matcher`, input first.
 
-    Source: timm's `group_parameters`, which its layer-wise learning rates use.
+    Source: timm's `group_parameters`, which its layer-wise learning rates use. The few models without a matcher
+    (MetaFormer, PiT) are cut at their outermost modules.
     """
     from timm.models import group_parameters
 
+    if not hasattr(module, "group_matcher"):
+        return _stages_by_module(module)
     matcher = module.group_matcher(coarse=False)  # type: ignore[operator]
     groups = group_parameters(module, matcher)
     return tuple(Stage(_stage_name(names), tuple(names)) for _, names in sorted(groups.items()))
@@ -151,7 +159,30 @@ def feature_size(module: nn.Module) -> int:
 def no_weight_decay(module: nn.Module) -> frozenset[str]:
     """Return the parameters that the model's authors do not decay, such as position embeddings."""
     named = getattr(module, "no_weight_decay", None)
-    return frozenset(named()) if callable(named) else frozenset()
+    patterns = named() if callable(named) else ()
+    # timm matches them as file name patterns: XCiT's `pos_embed.*`
+    return frozenset(name for name, _ in module.named_parameters() if any(fnmatchcase(name, each) for each in patterns))
+
+
+def _stages_by_module(module: nn.Module) -> tuple[Stage, ...]:
+    """Make a stage of each child, and of each part of a child that is a list; registered in the order of computation.
+
+    Parameters of the model itself, such as position embeddings, belong to the first stage: they are used early.
+    """
+    from torch import nn
+
+    groups: dict[str, list[str]] = {}
+    loose: list[str] = []
+    for name, _ in module.named_parameters():
+        parts = name.split(".")
+        if len(parts) == 1:
+            loose.append(name)
+            continue
+        is_list = isinstance(getattr(module, parts[0]), nn.Sequential | nn.ModuleList)
+        groups.setdefault(".".join(parts[: 2 if is_list else 1]), []).append(name)
+    first = next(iter(groups))
+    groups[first] = loose + groups[first]
+    return tuple(Stage(name, tuple(names)) for name, names in groups.items())
 
 
 def _stage_name(parameters: Sequence[str]) -> str:
@@ -226,6 +257,7 @@ def _origin(request: BackboneRequest, config: dict[str, Any], source: _LocalWeig
 
 def _build(request: BackboneRequest, config: dict[str, Any], file: Path | None, size: tuple[int, int]) -> nn.Module:
     import timm
+    from safetensors import SafetensorError
 
     arguments: dict[str, Any] = {"num_classes": 0}
     own = tuple((config.get("input_size") or (3, 224, 224))[1:])
@@ -255,7 +287,7 @@ def _build(request: BackboneRequest, config: dict[str, Any], file: Path | None, 
                 "leave image_size out",
             ) from error
         raise
-    except (RuntimeError, KeyError, ValueError, AssertionError, OSError, EOFError) as error:
+    except (RuntimeError, KeyError, ValueError, AssertionError, OSError, EOFError, SafetensorError) as error:
         where = f"with the weights {file}" if file else f"at {size[0]}x{size[1]}"
         raise BackboneError(f"timm/{name} cannot be built {where}: {_first_line(error)}") from error
     return _float32(model)
