@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -24,6 +24,8 @@ from autoft.train import EpochReport, Interrupted, NonFiniteError, Objective, Tr
 FailureKind = Literal["oom", "nan", "data", "infra", "disk", "bug"]
 State = Literal["complete", "pruned", "interrupted", "failed"]
 
+_Value = TypeVar("_Value")
+
 WEIGHTS = "model.safetensors"
 RESULT = "result.json"
 CHECKPOINT = "checkpoint"
@@ -31,6 +33,14 @@ CHECKPOINT = "checkpoint"
 
 class StopTrial(Exception):  # noqa: N818 - a request, not an error
     """Raised by `on_epoch` to end a trial after an epoch; carries why, such as `pruned` or `time limit`."""
+
+
+class _CallerError(Exception):
+    """Carries what `on_epoch` or `should_stop` raised through the training: it is no failure of the trial."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 @dataclass(frozen=True)
@@ -141,19 +151,23 @@ class Worker:
         """Train one trial to its end, from its checkpoint where it has one.
 
         Running out of memory halves the micro-batch at the same effective batch and goes on. No exception of the training
-        escapes: it becomes a typed `Failure`.
+        escapes: it becomes a typed `Failure`. Those of `on_epoch` and `should_stop` do: they are no failure of the trial.
 
         Returns:
             The outcome; for `complete` and `pruned` the best weights are in `job.folder / "model.safetensors"`.
         """
         finished = load_outcome(job.folder)
         if finished is not None:
-            return finished  # a kill came between the result and its being told
+            # a kill came between the result and its being told, or even its checkpoint's removal
+            shutil.rmtree(job.folder / CHECKPOINT, ignore_errors=True)
+            return finished
         started = time.monotonic()
         micro = self._micro_batch.get(job.backbone.name)
         while True:
             try:
                 return self._attempt(job, micro, started, on_epoch, should_stop)
+            except _CallerError as carrier:
+                raise carrier.error from carrier.error.__cause__
             except (Exception, torch.OutOfMemoryError) as error:  # noqa: BLE001 - typed and handed to the driver
                 kind = classify(error)
                 current = micro or job.config.batch_size
@@ -192,7 +206,7 @@ class Worker:
         def note(report: EpochReport) -> None:
             history.append(report)
             if on_epoch is not None:
-                on_epoch(report)
+                _call(lambda: on_epoch(report))
 
         try:
             model = self.build(job.backbone, job.config)
@@ -206,7 +220,7 @@ class Worker:
                 no_weight_decay=job.backbone.no_weight_decay(model.backbone),
                 checkpoint=job.folder / CHECKPOINT,
                 on_epoch=note,
-                should_stop=should_stop,
+                should_stop=None if should_stop is None else lambda: _call(should_stop),
             )
             return self._keep(job.folder, "complete", result.stopped, started, micro)
         except StopTrial as request:
@@ -226,6 +240,16 @@ class Worker:
         write_json(folder / RESULT, {**asdict(outcome), "history": described["history"]})
         shutil.rmtree(folder / CHECKPOINT)
         return outcome
+
+
+def _call(function: Callable[[], _Value]) -> _Value:
+    """Call a function of the caller's; what it raises must not be taken for the training's."""
+    try:
+        return function()
+    except StopTrial:
+        raise
+    except Exception as error:  # noqa: BLE001 - passed on, unchanged, by `run`
+        raise _CallerError(error) from None  # no `from error`: raised again, the two would name each other as cause
 
 
 def load_outcome(folder: Path) -> Outcome | None:
@@ -248,12 +272,23 @@ def classify(error: BaseException) -> FailureKind:
         return "nan"
     if isinstance(error, DataError):
         return "data"
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left on device" in text or "database or disk is full" in text:
+    if is_full_disk(error):
         return "disk"
     if isinstance(error, ConnectionError | TimeoutError):
         return "infra"
     return "bug"
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Return whether an exception, or one that it was raised from, says that a disk or a quota is full."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(words in str(error) for words in ("No space left on device", "database or disk is full")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _checkpoint_history(folder: Path) -> list[dict[str, Any]]:
