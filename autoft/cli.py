@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoft import __version__
-from autoft.errors import AutoftError, ConfigError
+from autoft.errors import AutoftError, ConfigError, RepeatedBugError
 
 if TYPE_CHECKING:
     from autoft.events import Event
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 BUG, BAD_INPUT = 1, 2
 SIGNALLED = 128
+STDOUT, STDERR = 1, 2
 
 app = typer.Typer(
     name="autoft",
@@ -47,13 +49,18 @@ def main() -> None:
     """Run the command line; turn what the user can mend into a message, and leave bugs their trace."""
     _log_to_stderr()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except AutoftError as error:
         _print_error(error)
         sys.exit(BAD_INPUT)
-    except BrokenPipeError:
-        # the reader of a pipe, such as `head`, has seen enough
-        sys.stderr.close()
+    except (BrokenPipeError, SystemExit) as leaving:
+        if not isinstance(leaving, BrokenPipeError) and not isinstance(leaving.__context__, BrokenPipeError):
+            raise  # typer leaves this way, with the exit code
+        # the reader of a pipe, such as `head`, has seen enough; what is still buffered has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
         sys.exit(SIGNALLED + signal.SIGPIPE)
 
 
@@ -132,10 +139,6 @@ def search(
     Without a study file everything has a default: `autoft search FOLDER_OF_IMAGES` works. The same command on the same run
     folder resumes an interrupted search.
     """
-    from autoft.progress import choose_mode, show
-    from autoft.search import RepeatedBugError
-    from autoft.search import search as run_search
-
     overrides = _overrides(
         {
             "search.metric": metric,
@@ -150,23 +153,27 @@ def search(
         settings or [],
     )
     stop = _StopRequest()
-    mode = choose_mode(quiet=quiet, json_lines=as_json)
     try:
-        with stop.listening(), show(mode) as listener:
+        with stop.listening():  # the imports too: they take seconds
+            from autoft.progress import choose_mode, show
+            from autoft.search import search as run_search
 
-            def hear(event: Event) -> None:
-                stop.follow(event)
-                listener(event)
+            mode = choose_mode(quiet=quiet, json_lines=as_json)
+            with show(mode) as listener:
 
-            result = run_search(
-                target,
-                output=output,
-                overrides=overrides,
-                plugins=not no_plugins,
-                strict_plugins=strict_plugins,
-                on_event=hear,
-                should_stop=lambda: stop.asked is not None,
-            )
+                def hear(event: Event) -> None:
+                    stop.follow(event)
+                    listener(event)
+
+                result = run_search(
+                    target,
+                    output=output,
+                    overrides=overrides,
+                    plugins=not no_plugins,
+                    strict_plugins=strict_plugins,
+                    on_event=hear,
+                    should_stop=lambda: stop.asked is not None,
+                )
     except KeyboardInterrupt:
         print("stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(SIGNALLED + (stop.asked or signal.SIGINT)) from None
@@ -374,7 +381,8 @@ class _StopRequest:
         self.asked = number
         if again or not self._in_trials:
             raise KeyboardInterrupt
-        print("stopping after this step; once more stops at once", file=sys.stderr, flush=True)
+        # not print: the signal may have come in the middle of one, and Python refuses to enter it twice
+        os.write(STDERR, b"stopping after this step; once more stops at once\n")
 
 
 class _Handlers:

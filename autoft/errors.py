@@ -51,6 +51,10 @@ class BundleError(AutoftError):
     """A bundle folder is incomplete, altered, or not a bundle."""
 
 
+class RepeatedBugError(RuntimeError):
+    """Unexpected exceptions ended every trial, or the same one several: a bug in autoft or a plugin; carries the trace."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake in a study file.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from autoft.events import Event
 from autoft.files import append_line, read_json, write_json, write_text
 
 LOCK = "lock.json"
+STUDY = "study.db"
 HELD = ".held"
 SHOWN_DIFFERENCES = 5
 
@@ -41,9 +43,9 @@ class RunFolder:
         return self.path / "bundle"
 
     @property
-    def storage(self) -> str:
-        """The URL of the Optuna study."""
-        return f"sqlite:///{self.path / 'study.db'}"
+    def study(self) -> Path:
+        """Where Optuna keeps the trials: an SQLite database."""
+        return self.path / STUDY
 
     def trial(self, number: int) -> Path:
         """Return the folder of one trial."""
@@ -71,6 +73,8 @@ def open_run(path: Path, identity: Mapping[str, Any], facts: Mapping[str, Any], 
     holder = FileLock(path / HELD, timeout=0)
     try:
         holder.acquire()
+    except PermissionError as error:
+        raise RunError(f"the run folder {path} cannot be written to: {error}", "choose another folder with -o") from error
     except Timeout:
         raise RunError(
             f"a run folder is used by one autoft at a time, but {path} is held by another process{_holder(path)}",
@@ -78,73 +82,110 @@ def open_run(path: Path, identity: Mapping[str, Any], facts: Mapping[str, Any], 
         ) from None
     try:
         (path / f"{HELD}.pid").write_text(str(os.getpid()), encoding="utf-8")
-        resumed = (path / LOCK).exists()
-        if resumed:
-            lock = _matching_lock(path, identity)
-        else:
+        # read before the cleaning block below: a lock that is not ours, or of another study, must stay as it is
+        lock = _read_lock(path) if (path / LOCK).exists() else None
+        resumed = lock is not None and (path / STUDY).exists()
+        if lock is None or not resumed:  # one without trials is what a kill before the search left
             lock = {"identity": dict(identity), **facts}
-            write_json(path / LOCK, lock)
-        write_text(path / "study.yaml", study)
-        yield RunFolder(path, lock, resumed)
-    except BaseException:
-        if not (path / "study.db").exists():
-            for name in (LOCK, "study.yaml", "log.jsonl"):  # nothing was searched: leave no trace of the attempt
-                (path / name).unlink(missing_ok=True)
-        raise
+        else:
+            _check_same(path, lock["identity"], identity)
+        with _traceless(path):
+            _remove_unfinished(path)
+            if not resumed:
+                write_json(path / LOCK, lock)
+            write_text(path / "study.yaml", study)
+            yield RunFolder(path, lock, resumed)
     finally:
         (path / f"{HELD}.pid").unlink(missing_ok=True)
         holder.release()
         if made and not (path / LOCK).exists():
             (path / HELD).unlink(missing_ok=True)
-            path.rmdir()
+            for folder in made:
+                folder.rmdir()
 
 
-def _check_folder(path: Path) -> bool:
-    """Return whether the folder was made now; refuse one that holds anything but a run."""
+@contextlib.contextmanager
+def _traceless(path: Path) -> Iterator[None]:
+    """Leave no trace of an attempt that fails before anything was searched."""
+    try:
+        yield
+    except BaseException:
+        if not (path / STUDY).exists():
+            for name in (LOCK, "study.yaml", "log.jsonl"):
+                (path / name).unlink(missing_ok=True)
+        raise
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove the temporary files and folders that a killed process left: nobody else writes here now."""
+    for pattern in (".*.tmp", "trials/*/.*.tmp"):
+        for left in path.glob(pattern):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+def _check_folder(path: Path) -> list[Path]:
+    """Return the folders that were made now, innermost first; refuse a folder that holds anything but a run."""
     if not path.exists():
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True)
         except OSError as error:
             raise RunError(f"the run folder {path} cannot be made: {error}", "choose another folder with -o") from error
-        return True
+        return made
     if not path.is_dir():
         raise RunError(f"a run folder must be a folder, but {path} is a file", "choose another folder with -o")
-    others = [entry.name for entry in path.iterdir() if not entry.name.startswith(HELD)]
+    # a kill may have come while the very first file was written
+    ours = (HELD, f".{LOCK}.")
+    others = [entry.name for entry in path.iterdir() if not entry.name.startswith(ours)]
     if others and LOCK not in others:
         raise RunError(
             f"a run folder must be new, empty or of the same study, but {path} holds {_listed(sorted(others))}",
             "choose another folder with -o",
         )
-    return False
+    return []
 
 
-def _matching_lock(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+def _read_lock(path: Path) -> dict[str, Any]:
     try:
         lock = read_json(path / LOCK)
-        stored = lock["identity"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path / LOCK} is damaged: {error}", "choose another folder with -o") from error
+    if not isinstance(lock.get("identity"), dict):
+        raise RunError(f"{path / LOCK} must be written by autoft, but has no `identity`", "choose another folder with -o")
+    return lock
+
+
+def _check_same(path: Path, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     found, wanted = _flat(stored), _flat(identity)
     different = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     if different:
-        shown = "; ".join(f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here" for name in different[:5])
+        shown = "; ".join(
+            f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here" for name in different[:SHOWN_DIFFERENCES]
+        )
         more = f"; and {len(different) - SHOWN_DIFFERENCES} more" if len(different) > SHOWN_DIFFERENCES else ""
         raise RunError(
             f"the run folder {path} belongs to another study: {shown}{more}",
             "choose another folder with -o, or make the study the same again; only `search.trials` and "
             "`search.time_limit` may change",
         )
-    return lock
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as dotted names and plain values."""
-    if isinstance(value, Mapping) and value:
-        flat: dict[str, Any] = {}
-        for key, item in value.items():
-            flat.update(_flat(item, f"{prefix}.{key}" if prefix else str(key)))
-        return flat
-    return {prefix: list(value) if isinstance(value, tuple) else value}
+    """Return nested mappings, and lists of them, as dotted names and plain values."""
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        value = list(value)
+        if any(isinstance(item, Mapping) for item in value):
+            items = enumerate(value)
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat.update(_flat(item, f"{prefix}.{key}" if prefix else str(key)))
+    return flat or {prefix: value}
 
 
 def _holder(path: Path) -> str:

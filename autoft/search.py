@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import shutil
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,18 +17,19 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.trial import TrialState
+from sqlalchemy.exc import DatabaseError
 
-from autoft.errors import DataError, RunError
+from autoft.errors import AutoftError, ConfigError, DataError, RepeatedBugError, RunError
 from autoft.events import Event, Listener
 from autoft.export.bundle import RECORDED_PACKAGES, Trained, export_bundle, exported_facts
 from autoft.files import load_tensors, read_json, sha256, write_json
 from autoft.preflight import KEPT_TRIALS, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
-from autoft.runfolder import LOCK, RunFolder, open_run
+from autoft.runfolder import STUDY, RunFolder, open_run
 from autoft.space import Candidate, Space, build_space, suggest, train_config
 from autoft.specs import is_better
 from autoft.train import EpochReport, TrainConfig, choose_batch_size, choose_precision
-from autoft.worker import WEIGHTS, Failure, Job, Outcome, StopTrial, Worker
+from autoft.worker import WEIGHTS, Failure, Job, Outcome, StopTrial, Worker, is_full_disk
 
 RESULT = "result.json"
 EQUAL_BUGS = 3  # equal bugs that stop a search: one may be the configuration's fault, three are ours
@@ -36,10 +38,6 @@ PRUNE_AFTER_TRIALS = 4
 GOLDEN_SAMPLES = 8
 
 logger = logging.getLogger("autoft")
-
-
-class RepeatedBugError(RuntimeError):
-    """Unexpected exceptions ended every trial, or the same one several: a bug in autoft or a plugin; carries the trace."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,7 @@ def search(
         AutoftError: Bad input, or a model that cannot be exported faithfully; says what to do.
         RepeatedBugError: Three trials failed with the same unexpected exception.
     """
+    started = time.monotonic()
     config, catalog = load_config(Path(target), overrides, plugins=plugins, strict=strict_plugins)
     path = Path(output) if output is not None else Path("runs") / config.name
     held: list[Event] = []
@@ -108,23 +107,29 @@ def search(
         early(event)
 
     prepared = prepare(config, catalog, before_run)
-    with open_run(path, _identity(prepared), _facts(prepared), config.to_yaml()) as run:
+    try:
+        with open_run(path, _identity(prepared), _facts(prepared), config.to_yaml()) as run:
 
-        def listener(event: Event) -> None:
-            run.log(event)
-            early(event)
+            def listener(event: Event) -> None:
+                run.log(event)
+                early(event)
 
-        for event in held:
-            run.log(event)
-        worker = Worker(
-            {split: (prepared.samples[split], prepared.encoded[split]) for split in prepared.samples},
-            prepared.objective,
-            device=prepared.device,
-            memory=prepared.memory,
-        )
-        fresh = not (run.path / "study.db").exists()
-        checked = preflight(prepared, worker, path, listener, export=fresh)
-        return _Driver(prepared, run, worker, checked, listener, should_stop or (lambda: False)).run()
+            for event in held:
+                run.log(event)
+            worker = Worker(
+                {split: (prepared.samples[split], prepared.encoded[split]) for split in prepared.samples},
+                prepared.objective,
+                device=prepared.device,
+                memory=prepared.memory,
+            )
+            checked = preflight(prepared, worker, path, listener, export=not run.resumed)
+            return _Driver(prepared, run, worker, checked, listener, should_stop or (lambda: False), started).run()
+    except AutoftError:
+        raise
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise _full_disk(path, str(error).splitlines()[0]) from error
 
 
 class _Driver:
@@ -137,6 +142,7 @@ class _Driver:
         checked: What the preflight found.
         listener: Hears what happens.
         should_stop: Whether the user wants to stop.
+        started: When the call began; reading the data counts against the time limit too.
     """
 
     def __init__(
@@ -147,8 +153,9 @@ class _Driver:
         checked: Checked,
         listener: Listener,
         should_stop: Callable[[], bool],
+        started: float,
     ) -> None:
-        self.started = time.monotonic()
+        self.started = started
         self.prepared, self.folder, self.worker, self.listener = prepared, run, worker, listener
         self.user_stops = should_stop
         self.config = prepared.config
@@ -168,10 +175,11 @@ class _Driver:
             "seed": self.config.search.seed,
         }
         self.study = self._open_study()
-        if "seconds" not in self.study.user_attrs:
-            self.study.set_user_attr("seconds", 0.0)
+        known = self.study.user_attrs
+        if "export_seconds" not in known:
             self.study.set_user_attr("export_seconds", checked.export_seconds)
-        self.seconds_before: float = self.study.user_attrs["seconds"]
+        self.seconds_before: float = known.get("seconds", 0.0)
+        self.export_seconds: float = known.get("export_seconds", checked.export_seconds)
         self.bugs: Counter[str] = Counter()
 
     def run(self) -> SearchResult:
@@ -193,7 +201,7 @@ class _Driver:
         """Run one trial and tell Optuna; return False when it was put back because the search must stop."""
         waiting = [trial.number for trial in self.study.trials if trial.state == TrialState.WAITING]
         number = min(waiting, default=len(self.study.trials))
-        self.study.sampler = _sampler(self.config.search.seed, number)
+        self.study.sampler = _Sampler(self.config.search.seed, number)
         trial = self.study.ask()
         candidate = suggest(trial, self.space)
         settings = train_config(candidate, self.objective.head, self.base)
@@ -271,20 +279,17 @@ class _Driver:
 
     def _failed(self, trial: optuna.Trial, outcome: Outcome, failure: Failure) -> None:
         """Record a typed failure; stop the search where going on cannot help."""
-        if failure.kind == "disk":
+        if failure.kind in ("disk", "data"):  # not the trial's fault: it goes on from its checkpoint once this is mended
             self._put_back(trial)
-            raise RunError(
-                f"the disk of {self.folder.path} is full: {failure.message}",
-                "free some space, then type the same command again: nothing that was finished is lost",
-            )
+            if failure.kind == "disk":
+                raise _full_disk(self.folder.path, failure.message)
+            raise DataError(failure.message.partition(": ")[2], "restore the data, then type the same command again")
         trial.set_user_attr("failure", failure.kind)
         trial.set_user_attr("message", failure.message)
         trial.set_user_attr("trace", failure.trace)
         self.study.tell(trial, state=TrialState.FAIL)
         shutil.rmtree(self.folder.trial(trial.number), ignore_errors=True)
         self._end_event(trial.number, "failed", None, f"{failure.kind}: {failure.message}", False, outcome.seconds)
-        if failure.kind == "data":
-            raise DataError(failure.message.partition(": ")[2], "restore the data, then type the same command again")
         if failure.kind == "bug":
             self.bugs[failure.place] += 1
             if self.bugs[failure.place] >= EQUAL_BUGS:
@@ -342,8 +347,7 @@ class _Driver:
         limit = self.config.search.time_limit
         if limit is None:
             return False
-        export: float = self.study.user_attrs["export_seconds"]
-        return self._spent() > limit - min(0.4 * limit, 1.5 * export + 2.0)
+        return self._spent() > limit - min(0.4 * limit, 1.5 * self.export_seconds + 2.0)
 
     def _seconds_left(self, report: EpochReport, settings: TrainConfig) -> float:
         """Estimate the seconds to the end of the trials from what epochs have cost so far."""
@@ -360,19 +364,28 @@ class _Driver:
 
     def _open_study(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # autoft reports trials itself
-        study = optuna.create_study(
-            storage=self.folder.storage,
-            study_name=self.config.name,
-            direction=self.objective.direction,
-            load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(
-                n_startup_trials=PRUNE_AFTER_TRIALS, n_warmup_steps=max(1, self.base["epochs"] // 4)
-            ),
-        )
-        if not study.trials:
-            # the preset first, on the first backbone; then on each other one, for an honest first score of all
-            for index, label in enumerate(self.space.labels):
-                study.enqueue_trial(self.space.preset_of(index), user_attrs={"role": "preset", "backbone": label})
+        try:
+            study = optuna.create_study(
+                storage=_storage(self.folder.study),
+                study_name=self.config.name,
+                direction=self.objective.direction,
+                load_if_exists=True,
+                pruner=optuna.pruners.MedianPruner(
+                    n_startup_trials=PRUNE_AFTER_TRIALS, n_warmup_steps=max(1, self.base["epochs"] // 4)
+                ),
+            )
+        except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
+            if is_full_disk(error):
+                raise
+            raise RunError(
+                f"{self.folder.study} cannot be read: {str(error).splitlines()[0]}",
+                "restore it from a backup, or choose another folder with -o",
+            ) from error
+        # the preset first, on the first backbone; then on each other one, for an honest first score of all; a kill may
+        # have come after some of them
+        for index in range(len(study.trials), len(self.space.labels)):
+            label = self.space.labels[index]
+            study.enqueue_trial(self.space.preset_of(index), user_attrs={"role": "preset", "backbone": label})
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             # this process holds the run folder, so whoever ran it is gone; its checkpoint continues it
             study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
@@ -410,6 +423,8 @@ class _Driver:
         weights, _ = load_tensors(self.folder.trial(winner.number) / WEIGHTS)
         model.load_state_dict(weights)
         counts = {split: len(samples) for split, samples in self.prepared.samples.items()}
+        # a continued run may find another winner; how often the test split was looked at belongs to the result
+        scored = (self._stored_result() or {}).get("test_scored", 0) + 1
         trained = Trained(
             model=model,
             backbone=backbone,
@@ -432,6 +447,7 @@ class _Driver:
                     "device": self.prepared.device.type,
                     "precision": settings.precision,
                     "settings": self._settings(candidate, settings),
+                    "test_scored": scored,
                 },
             },
         )
@@ -451,6 +467,8 @@ class _Driver:
                 "settings": self._settings(candidate, settings),
             },
             **exported_facts(exported),
+            "test_scored": scored,
+            "reports": exported.reports,
         }
         write_json(self.folder.path / RESULT, stored)
         return stored
@@ -561,8 +579,6 @@ class _Driver:
 
 
 def _space(prepared: Prepared, checked: Checked) -> Space:
-    from autoft.errors import ConfigError
-
     config = prepared.config
     space, problems = build_space(
         config.space,
@@ -571,7 +587,10 @@ def _space(prepared: Prepared, checked: Checked) -> Space:
         checked.stages,
         augmentation=config.trainer.augmentation,
     )
-    policies = prepared.backbones[0].preprocessing.policies
+    shared = [set(backbone.preprocessing.policies) for backbone in prepared.backbones]
+    policies = [
+        policy for policy in prepared.backbones[0].preprocessing.policies if all(policy in known for known in shared)
+    ]
     found = [config.problem(problem.where, problem.message, problem.hint) for problem in problems]
     if config.trainer.augmentation not in policies:
         message = f"must be one of {', '.join(policies)}, but got {config.trainer.augmentation!r}"
@@ -581,10 +600,63 @@ def _space(prepared: Prepared, checked: Checked) -> Space:
     return space
 
 
-def _sampler(seed: int, number: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler for one trial: reseeded each time, so that a resumed search asks as an uninterrupted one."""
-    mixed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-    return optuna.samplers.TPESampler(seed=mixed, n_startup_trials=STARTUP_TRIALS)
+class _Sampler(optuna.samplers.BaseSampler):
+    """Optuna's TPE, reseeded for each trial and each independent parameter.
+
+    So a resumed search asks as an uninterrupted one, even where a kill came when some of a trial's parameters were stored
+    already: these take no random number any more.
+
+    Args:
+        seed: The search's seed.
+        number: The trial's.
+    """
+
+    def __init__(self, seed: int, number: int) -> None:
+        self._key = (seed, number)
+        self._relative = self._tpe()
+
+    def _tpe(self, *more: int) -> optuna.samplers.TPESampler:
+        seed = int(np.random.SeedSequence((*self._key, *more)).generate_state(1)[0])
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, optuna.distributions.BaseDistribution]:
+        return self._relative.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        search_space: dict[str, optuna.distributions.BaseDistribution],
+    ) -> dict[str, Any]:
+        return self._relative.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        param_name: str,
+        param_distribution: optuna.distributions.BaseDistribution,
+    ) -> Any:
+        sampler = self._tpe(*param_name.encode())
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _storage(database: Path) -> optuna.storages.RDBStorage:
+    """Open Optuna's SQLite storage, by path: in a URL, characters such as `?` in a folder's name would end it."""
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(database, check_same_thread=False)
+
+    return optuna.storages.RDBStorage(f"sqlite:///{STUDY}", engine_kwargs={"creator": connect})
+
+
+def _full_disk(path: Path, message: str) -> RunError:
+    return RunError(
+        f"the disk of {path} is full: {message}",
+        "free some space, then type the same command again: nothing that was finished is lost",
+    )
 
 
 def _identity(prepared: Prepared) -> dict[str, Any]:
@@ -627,4 +699,4 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-__all__ = ["LOCK", "RepeatedBugError", "SearchResult", "search"]
+__all__ = ["RepeatedBugError", "SearchResult", "search"]
