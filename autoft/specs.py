@@ -125,7 +125,9 @@ class DataFormat:
         name: Such as `image-folder`.
         modality: What it holds: `image`, `text`, ...
         detect: Cheap check whether a path is of this kind; must not read samples.
-        load: Reads a path into samples. Raises `DataError` where nothing can be learned from it.
+        load: Reads a path and options into samples. Raises `DataError` where nothing can be learned from it. The options
+            are `max_rejected`, the share of samples that may be unreadable, and `for_training`: False where a finished
+            model is scored, so that one class, or one sample of it, is enough. Both must be accepted and may be ignored.
         help: One line for `autoft plugins`.
     """
 

@@ -19,14 +19,27 @@ ROOT = Path(autoft.__file__).parent
 # of its modules. `runtime` is copied into bundles and imports nothing of autoft; `builtin` enters by entry points only.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
-    ("errors", "specs", "files"),
+    ("errors", "specs", "files", "events"),
     ("hookspecs", "config", "plugin_record", "catalog"),
     ("images", "augment", "splits", "freezing"),
     ("model", "regularize", "loading"),
     ("train", "space"),
     ("worker",),
-    ("search", "export", "report", "discovery", "testing"),
+    (
+        "search",
+        "prepare",
+        "preflight",
+        "runfolder",
+        "export",
+        "report",
+        "discovery",
+        "deploy",
+        "inspection",
+        "doctor",
+        "testing",
+    ),
     ("progress", "cli"),
+    ("__main__",),
 )
 SEARCH_LAYER = next(level for level, names in enumerate(LAYERS) if "search" in names)
 LIGHT = ("autoft", "autoft.cli", "autoft.discovery", "autoft.specs", "autoft.config", "autoft.errors", "autoft.hookspecs")
