@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from autoft.errors import ExportError
+from autoft.export.contract import read_contract
 from autoft.export.script import load_script
 from autoft.specs import Sample
 from autoft.train import Objective
@@ -65,6 +66,13 @@ def check_parity(
     Raises:
         ExportError: The gate fails; names the worst samples.
     """
+    labels = read_contract(folder)["labels"]
+    if labels != list(objective.targets.labels):
+        raise ExportError(
+            f"the bundle's labels must be those of the trained model, in its order, but are {_shown(labels)} instead of "
+            f"{_shown(objective.targets.labels)}",
+            "no bundle was written; report this",
+        )
     bundle = load_script(folder / "predict.py").Bundle.load(folder)
     sources = [sample.source for sample in samples]
     exported = torch.from_numpy(bundle.outputs(sources, batch_size=FULL_BATCH)[0])
@@ -72,12 +80,12 @@ def check_parity(
     for size in BATCH_SIZES:
         few = torch.from_numpy(bundle.outputs(sources[:FEW], batch_size=size)[0])
         differences[: len(few)] = torch.maximum(differences[: len(few)], row_differences(few, trained[: len(few)]))
-    head, targets, metric = objective.head, objective.targets, objective.metric
+    metric = objective.metric
     parity = Parity(
         samples=len(samples),
         metric=metric,
-        trained=head.metrics(trained, encoded, targets)[metric],
-        exported=head.metrics(exported, encoded, targets)[metric] if bool(torch.isfinite(exported).all()) else float("nan"),
+        trained=_score(trained, encoded, objective),
+        exported=_score(exported, encoded, objective),
         max_output_difference=float(differences.max()),
         batch_sizes=(*BATCH_SIZES, FULL_BATCH),
     )
@@ -110,6 +118,17 @@ def describe(parity: Parity) -> dict[str, Any]:
         "batch_sizes": list(parity.batch_sizes),
         "runtime": "onnxruntime CPUExecutionProvider, from raw input through predict.py",
     }
+
+
+def _score(outputs: Tensor, encoded: Tensor, objective: Objective) -> float:
+    """Return the task's metric, or NaN where the outputs are not finite: metrics raise on these."""
+    if not bool(torch.isfinite(outputs).all()):
+        return float("nan")
+    return objective.head.metrics(outputs, encoded, objective.targets)[objective.metric]
+
+
+def _shown(labels: Sequence[str], most: int = 5) -> str:
+    return ", ".join(labels[:most]) + (", ..." if len(labels) > most else "")
 
 
 def _worst(samples: Sequence[Sample], differences: Tensor, count: int = 3) -> str:
