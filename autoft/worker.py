@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from autoft.errors import DataError
+from autoft.errors import DataError, RunError
 from autoft.files import copy_atomically, load_tensors, read_json, write_json
 from autoft.loading import SplitData
 from autoft.model import FineTuneModel, assemble
@@ -253,14 +253,23 @@ def _call(function: Callable[[], _Value]) -> _Value:
 
 
 def load_outcome(folder: Path) -> Outcome | None:
-    """Return the outcome that a finished trial left in its folder, or None."""
+    """Return the outcome that a finished trial left in its folder, or None.
+
+    Raises:
+        RunError: The file is damaged; autoft itself writes it whole or not at all.
+    """
     if not (folder / RESULT).exists():
         return None
-    stored = read_json(folder / RESULT)
-    best = EpochReport(**stored["best"])
-    return Outcome(
-        stored["state"], best, stored["epochs"], stored["seconds"], stored["stopped"], micro_batch=stored["micro_batch"]
-    )
+    try:
+        stored = read_json(folder / RESULT)
+        best = EpochReport(**stored["best"])
+        return Outcome(
+            stored["state"], best, stored["epochs"], stored["seconds"], stored["stopped"], micro_batch=stored["micro_batch"]
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{folder / RESULT} is damaged: {_line(error)}", f"remove the folder {folder}, to train that trial again"
+        ) from error
 
 
 def classify(error: BaseException) -> FailureKind:
@@ -295,7 +304,10 @@ def _checkpoint_history(folder: Path) -> list[dict[str, Any]]:
     file = folder / CHECKPOINT / "last.safetensors"
     if not file.exists():
         return []
-    history: list[dict[str, Any]] = load_tensors(file)[1]["history"]
+    try:
+        history: list[dict[str, Any]] = load_tensors(file)[1]["history"]
+    except ValueError:
+        return []  # damaged: whoever wants to go on from it is told so by the trainer
     return history
 
 
