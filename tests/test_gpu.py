@@ -35,7 +35,7 @@ class Setup:
         samples = toy.toy_samples(per_class=16)
         targets = HEAD.describe([sample.target for sample in samples])
         encoded = HEAD.encode([sample.target for sample in samples], targets)
-        self.splits = {split: (samples, encoded) for split in ("train", "validation", "test")}
+        self.splits = dict.fromkeys(("train", "validation", "test"), (samples, encoded))
         self.objective = Objective(HEAD, targets, "accuracy")
         self.train = SplitData(samples, encoded, self.backbone.preprocessing, policy="light")
         self.validation = SplitData(samples, encoded, self.backbone.preprocessing)
@@ -104,9 +104,7 @@ def test_run_continued_on_the_gpu_equals_one_that_never_stopped(setup: Setup, tm
             checkpoint=tmp_path,
             on_epoch=cut,
         )
-    rest = fit(
-        setup.model(), setup.train, setup.validation, setup.objective, CONFIG, device=CUDA, checkpoint=tmp_path
-    )
+    rest = fit(setup.model(), setup.train, setup.validation, setup.objective, CONFIG, device=CUDA, checkpoint=tmp_path)
     assert [report.train_loss for report in rest.history] == pytest.approx([report.train_loss for report in whole.history])
 
 
