@@ -60,6 +60,11 @@ class SplitData:
         """Whether all decoded samples are held in memory."""
         return self._decoded is not None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of decoded samples held in memory."""
+        return 0 if self._decoded is None else self._decoded.numel() * self._decoded.element_size()
+
     def batches(
         self, rows: Sequence[np.ndarray], *, device: torch.device, seed: Sequence[int] = (0,), pin: bool = False
     ) -> Iterator[Batch]:

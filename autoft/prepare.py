@@ -121,6 +121,7 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
         AutoftError: The first thing that makes the search impossible; wrong backbones are listed together.
     """
     device = _device(config)
+    listener(Event("data", f"reading {config.data.path}", {"path": str(config.data.path)}))
     raw, format_name = _read(config, catalog)
     head = _head(config, catalog, raw)
     splits = make_splits(

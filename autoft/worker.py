@@ -126,15 +126,19 @@ class Worker:
         self._micro_batch: dict[str, int] = {}  # learned from running out of memory, by backbone
 
     def data(self, split: str, backbone: Backbone, policy: str = "none") -> SplitData:
-        """Return a split decoded for a backbone; the last decoding of each split is kept."""
+        """Return a split decoded for a backbone; what was decoded before is kept while it fits into memory."""
         key = f"{split} {policy} {backbone.preprocessing.to_dict()}"
-        if key not in self._warm:
-            for stale in [known for known in self._warm if known.split()[0] == split]:
-                del self._warm[stale]
-            samples, encoded = self._splits[split]
-            total = sum(len(rows) for rows, _ in self._splits.values())
-            share = int(self._memory * len(samples) / max(1, total))
-            self._warm[key] = SplitData(samples, encoded, backbone.preprocessing, policy=policy, memory=share)
+        if key in self._warm:
+            self._warm[key] = self._warm.pop(key)  # the order of the dictionary is that of the last use
+            return self._warm[key]
+        samples, encoded = self._splits[split]
+        total = sum(len(rows) for rows, _ in self._splits.values())
+        share = int(self._memory * len(samples) / max(1, total))
+        self._warm[key] = SplitData(samples, encoded, backbone.preprocessing, policy=policy, memory=share)
+        for stale in list(self._warm)[:-1]:
+            if sum(data.nbytes for data in self._warm.values()) <= self._memory:
+                break
+            del self._warm[stale]
         return self._warm[key]
 
     def build(self, backbone: Backbone, config: TrainConfig) -> FineTuneModel:

@@ -74,12 +74,14 @@ class Exported:
         validation: Metrics of the trained model, float32, on the validation split.
         test: Metrics on the test split.
         test_error: Standard error of the task's metric on the test split, by bootstrap.
+        reports: The head's finer account of the `validation` and the `test` split, such as one entry a class.
     """
 
     parity: Parity
     validation: dict[str, float]
     test: dict[str, float]
     test_error: float
+    reports: dict[str, dict[str, Any]]
 
 
 def export_bundle(
@@ -127,14 +129,14 @@ def export_bundle(
             validation=head.metrics(validation, trained.validation.targets, targets),
             test=head.metrics(test, trained.test.targets, targets),
             test_error=bootstrap_error(test, trained.test.targets, objective),
+            reports={
+                "validation": head.report(validation, trained.validation.targets, targets),
+                "test": head.report(test, trained.test.targets, targets),
+            },
         )
         _write_golden(draft, trained.validation.samples, targets.labels, golden)
-        reports = {
-            "validation": head.report(validation, trained.validation.targets, targets),
-            "test": head.report(test, trained.test.targets, targets),
-        }
         measured = exported_facts(exported)
-        write_text(draft / "README.md", model_card(backbone, objective, measured, reports, trained.facts))
+        write_text(draft / "README.md", model_card(backbone, objective, measured, exported.reports, trained.facts))
         _write_contract(draft, trained, measured)
         if golden:
             _replay_golden(draft)

@@ -55,8 +55,8 @@ def model_card(
         ),
         "",
         f"The search chose by **{metric}** on {data['validation']} validation samples; that figure is therefore a little "
-        f"optimistic. The {data['test']} test samples were scored once, by the chosen model; ± is one standard error by "
-        "bootstrap over them.",
+        f"optimistic. The {data['test']} test samples were scored {_times(training['test_scored'])}; ± is one standard "
+        "error by bootstrap over them.",
         "",
         *_by_class(reports["test"]),
         "## Checked before it was written",
@@ -126,6 +126,12 @@ def _class_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(rows) > SHOWN_CLASSES:
         table.append(f"\nThe {SHOWN_CLASSES} classes with the lowest F1 of {len(rows)}.")
     return table
+
+
+def _times(count: int) -> str:
+    if count == 1:
+        return "once, by the chosen model"
+    return f"{count} times: the search was continued after its first result"
 
 
 def _shown(labels: Sequence[str], most: int = 12) -> str:
