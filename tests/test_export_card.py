@@ -12,7 +12,15 @@ from autoft.train import Objective
 FACTS = {
     "name": "stripes",
     "data": {"train": 12, "validation": 6, "test": 6, "rejected": 0, "made_splits": []},
-    "training": {"trial": 0, "trials": 1, "epoch": 1, "device": "cpu", "precision": "fp32", "settings": {"epochs": 1}},
+    "training": {
+        "trial": 0,
+        "trials": 1,
+        "epoch": 1,
+        "device": "cpu",
+        "precision": "fp32",
+        "settings": {"epochs": 1},
+        "test_scored": 1,
+    },
 }
 MEASURED = {
     "parity": {
