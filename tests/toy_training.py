@@ -15,6 +15,8 @@ from autoft.specs import Backbone, BackboneRequest, Head, Sample
 from autoft.testing import toy
 from autoft.train import FitResult, Objective, TrainConfig, fit
 
+torch.set_num_threads(1)  # toys are too small to share out: with two threads, these tests take twice as long
+
 CPU = torch.device("cpu")
 CONVNET = toy.resolve(BackboneRequest("convnet", "none"))
 MLP = toy.resolve(BackboneRequest("mlp", "none"))  # no BatchNorm, no dropout
