@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from onnx import numpy_helper
 from toy_training import CONVNET, CPU, VALIDATION, config, encode, objective, run, split
 
-from autoft.errors import ExportError
+from autoft.errors import DataError, ExportError
 from autoft.export.bundle import Trained, export_bundle
 from autoft.export.parity import BATCH_SIZES, FULL_BATCH, Parity, check_parity, describe, row_differences
 from autoft.files import sha256
@@ -226,6 +227,13 @@ def test_shuffled_labels_are_stopped(bundle: Path, outputs: torch.Tensor) -> Non
     rewrite(bundle, lambda contract: contract["labels"].reverse())
     with pytest.raises(ExportError, match="labels must be those of the trained model, in its order, but are stripes-120"):
         gate(bundle, outputs)
+
+
+def test_sample_that_vanished_after_training_is_named(honest: Path, outputs: torch.Tensor, tmp_path: Path) -> None:
+    gone = (replace(VALIDATION[0], source=tmp_path / "gone.png"), *VALIDATION[1:])
+    with pytest.raises(DataError, match=r"gone\.png") as caught:
+        check_parity(honest, gone, outputs, encode(VALIDATION), OBJECTIVE, max_metric_drop=0.0, max_output_difference=1e-3)
+    assert "restore the file" in str(caught.value)
 
 
 def test_failed_gate_leaves_the_old_bundle(trained: Trained, bundle: Path) -> None:

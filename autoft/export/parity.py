@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoft.errors import ExportError
+from autoft.errors import DataError, ExportError
 from autoft.export.contract import read_contract
 from autoft.export.script import load_script
 from autoft.specs import Sample
@@ -65,6 +65,7 @@ def check_parity(
 
     Raises:
         ExportError: The gate fails; names the worst samples.
+        DataError: A sample cannot be read any more.
     """
     labels = read_contract(folder)["labels"]
     if labels != list(objective.targets.labels):
@@ -75,7 +76,13 @@ def check_parity(
         )
     bundle = load_script(folder / "predict.py").Bundle.load(folder)
     sources = [sample.source for sample in samples]
-    exported = torch.from_numpy(bundle.outputs(sources, batch_size=FULL_BATCH)[0])
+    try:
+        exported = torch.from_numpy(bundle.outputs(sources, batch_size=FULL_BATCH)[0])
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"a validation sample was readable in training, but is not any more: {error}",
+            "restore the file, then type the same command again",
+        ) from error
     differences = row_differences(exported, trained)
     for size in BATCH_SIZES:
         few = torch.from_numpy(bundle.outputs(sources[:FEW], batch_size=size)[0])
