@@ -459,6 +459,16 @@ def test_script_in_the_bundle_runs_by_itself(bundle, tmp_path):
     assert all(list(line) == ["input", "label", "score"] for line in lines)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes end otherwise there")
+def test_reader_that_stops_early_gets_no_traceback(bundle):
+    command = [sys.executable, "-I", str(bundle / "predict.py"), *files_of(bundle) * 2000]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as script:
+        script.stdout.readline()
+        script.stdout.close()
+        assert script.stderr.read() == b""
+    assert script.returncode == 141
+
+
 def test_plain_output_is_aligned(bundle, capsys):
     assert runtime.main(["--bundle", str(bundle), *files_of(bundle)]) == 0
     lines = capsys.readouterr().out.splitlines()
