@@ -6,12 +6,14 @@ import logging
 import platform
 import shutil
 import sqlite3
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -698,5 +700,14 @@ def _number(value: float | None) -> str:
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
+
+class _CallableModule(ModuleType):
+    """Keeps `autoft.search(...)` callable: importing this module binds the package's attribute `search` to it."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> SearchResult:
+        return search(*arguments, **named)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 __all__ = ["RepeatedBugError", "SearchResult", "search"]

@@ -1,4 +1,4 @@
-"""Fixtures that many test modules share: a cache of the test's own, and fake plugin packages."""
+"""Fixtures that many test modules share: a cache of the test's own, fake plugin packages, toy images, a finished run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,18 @@ from typing import Protocol
 import pytest
 
 from autoft import discovery
+
+pytest.register_assert_rewrite("commands")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished search: its folder, the command's arguments, and what it printed."""
+
+    path: Path
+    arguments: tuple[object, ...]
+    out: str
+    err: str
 
 
 class InstallPlugin(Protocol):
@@ -78,3 +91,60 @@ def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def only_fake_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install_plugin: InstallPlugin) -> None:
     """Hides what is really installed, autoft's own plugins included."""
     monkeypatch.setattr(metadata, "distributions", functools.partial(metadata.distributions, path=[str(tmp_path / "site")]))
+
+
+# --- whole searches -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def toy_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the module path in which the package `toy-plugin` names autoft's toys as a plugin."""
+    site = tmp_path_factory.mktemp("toy-site")
+    information = site / "toy_plugin-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-plugin\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[autoft]\ntoy = autoft.testing.toy\n")
+    return site
+
+
+@pytest.fixture(scope="session")
+def toy_env(toy_site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a process of its own needs in order to find the toys and leave the user's cache alone."""
+    return {"PYTHONPATH": str(toy_site), "AUTOFT_CACHE": str(tmp_path_factory.mktemp("toy-cache"))}
+
+
+@pytest.fixture
+def toys(toy_site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installs the toys in this process."""
+    monkeypatch.syspath_prepend(str(toy_site))
+
+
+@pytest.fixture(scope="session")
+def toy_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of twelve images each, a folder a class."""
+    from autoft.testing.toy import write_toy_images
+
+    folder = tmp_path_factory.mktemp("images") / "stripes"
+    write_toy_images(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(toy_env: dict[str, str], toy_images: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A search that the real command did from beginning to end: not to be changed, copy it first."""
+    from commands import autoft
+
+    run = tmp_path_factory.mktemp("finished") / "run"
+    arguments = ("search", toy_images, "-b", "toy/mlp", "--trials", 3, "--epochs", 2, "-o", run)
+    result = autoft(*arguments, env=toy_env)
+    assert result.code == 0, result.err
+    return FinishedRun(run, arguments, result.out, result.err)
+
+
+@pytest.fixture
+def fast_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the export, which costs seconds, where it is not the point."""
+    from commands import fake_export
+
+    monkeypatch.setattr("autoft.search.export_bundle", fake_export)
+    monkeypatch.setattr("autoft.preflight.to_onnx", lambda *arguments, **named: None)
