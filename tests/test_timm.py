@@ -14,6 +14,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from packaging.version import Version
 from safetensors.torch import save_file
 from torch import nn
 from toy_training import assert_equal_tensors
@@ -38,6 +39,18 @@ ARCHITECTURES = """
     vit_base_patch16_siglip_224 vit_relpos_small_patch16_224 vit_tiny_patch16_224 xception41
     xcit_nano_12_p16_224 pit_ti_224 poolformer_s12 csatv2
 """.split()  # noqa: SIM905 - a list of strings would be a page
+
+
+# timm 1.0.31 mended their group_matcher (xcit: no_weight_decay); autoft runs on older ones, with timm's stages as they are
+MENDED = {
+    *("csatv2", "efficientvit_b0", "hgnetv2_b0", "inception_next_atto", "levit_128s", "regnety_002", "repvit_m1"),
+    *("samvit_base_patch16", "xcit_nano_12_p16_224"),
+}
+
+
+def skip_before_mending(model: str) -> None:
+    if model in MENDED and Version(timm.__version__) < Version("1.0.31"):
+        pytest.skip(f"timm {timm.__version__} orders the stages of {model} wrongly; 1.0.31 mended that")
 
 
 def resolve(model: str, weights: str = "none", image_size: int | None = None, typical_size: int | None = None) -> Backbone:
@@ -73,6 +86,7 @@ def test_architectures_are_many_and_known() -> None:
 
 @pytest.mark.parametrize("model", ARCHITECTURES)
 def test_stages_partition_the_parameters_in_the_order_of_the_computation(model: str) -> None:
+    skip_before_mending(model)
     module = on_meta(model)
     stages = family.stages(module)
     check_stages(module, stages)
@@ -115,6 +129,7 @@ def test_stages_in_another_order_would_be_seen() -> None:
     ],
 )
 def test_what_the_authors_do_not_decay_is_exempt(model: str, exempt: set[str]) -> None:
+    skip_before_mending(model)
     assert family.no_weight_decay(on_meta(model)) == exempt
 
 
