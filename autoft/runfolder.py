@@ -175,17 +175,21 @@ def _check_same(path: Path, stored: Mapping[str, Any], identity: Mapping[str, An
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Return nested mappings, and lists of them, as dotted names and plain values."""
-    items: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, list | tuple):
-        value = list(value)
-        if any(isinstance(item, Mapping) for item in value):
-            items = enumerate(value)
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        items = enumerate(value)
+    else:
+        return {prefix: _as_json(value)}
     flat: dict[str, Any] = {}
     for key, item in items:
         flat.update(_flat(item, f"{prefix}.{key}" if prefix else str(key)))
-    return flat or {prefix: value}
+    return flat
+
+
+def _as_json(value: Any) -> Any:
+    """Return a value as it comes back from JSON, which knows no tuples."""
+    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _holder(path: Path) -> str:

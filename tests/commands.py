@@ -19,7 +19,7 @@ from autoft.cli import main
 from autoft.events import Event
 from autoft.export.bundle import Exported, Trained
 from autoft.export.parity import Parity
-from autoft.files import load_tensors, write_json
+from autoft.files import folder_in_place, load_tensors, write_json
 from autoft.search import SearchResult, search
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "autoft"
@@ -144,8 +144,8 @@ def assert_same_search(found: Path, wanted: Path) -> None:
 
 def fake_export(trained: Trained, folder: Path, **limits: Any) -> Exported:
     """Stand in for the export, which costs seconds, where it is not the point."""
-    folder.mkdir(exist_ok=True)
-    write_json(folder / "autoft.json", {"trial": trained.facts["training"]["trial"]})
+    with folder_in_place(folder) as draft:
+        write_json(draft / "autoft.json", {"trial": trained.facts["training"]["trial"]})
     metric = trained.objective.metric
     return Exported(Parity(6, metric, 0.5, 0.5, 0.0, (1,)), {metric: 0.5}, {metric: 0.5}, 0.1, {})
 
