@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from autoft.errors import AutoftError
 
 if TYPE_CHECKING:
+    from autoft.driver import search
+    from autoft.finish import SearchResult
     from autoft.hookspecs import hookimpl
-    from autoft.search import SearchResult, search
 
 __version__ = "0.1.0"
 __all__ = ["AutoftError", "SearchResult", "__version__", "hookimpl", "search"]
 
-_LAZY = {"search": "autoft.search", "SearchResult": "autoft.search", "hookimpl": "autoft.hookspecs"}
+_LAZY = {"search": "autoft.driver", "SearchResult": "autoft.finish", "hookimpl": "autoft.hookspecs"}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from autoft.errors import AutoftError, ConfigError, RepeatedBugError
 
 if TYPE_CHECKING:
     from autoft.events import Event
-    from autoft.search import SearchResult
+    from autoft.finish import SearchResult
 
 BUG, BAD_INPUT = 1, 2
 SIGNALLED = 128
@@ -155,8 +155,8 @@ def search(
     stop = _StopRequest()
     try:
         with stop.listening():  # the imports too: they take seconds
+            from autoft.driver import search as run_search
             from autoft.progress import choose_mode, show
-            from autoft.search import search as run_search
 
             mode = choose_mode(quiet=quiet, json_lines=as_json)
             with show(mode) as listener:

@@ -246,12 +246,17 @@ def _backbones(
         if backbone.modality != raw.modality:
             message = f"must take {raw.modality} data, but {wanted.name} takes {backbone.modality}"
             problems.append(config.problem(f"backbones.{index}", message))
-        elif any((other.name, other.weights) == (backbone.name, backbone.weights) for other in backbones):
-            problems.append(config.problem(f"backbones.{index}", f"must be listed once, but {wanted.name} is repeated"))
+        elif any(_same(backbone, other) for other in backbones):
+            message = f"must be listed once, but {wanted.name} is repeated with the same weights and input size"
+            problems.append(config.problem(f"backbones.{index}", message, "change its weights or image_size, or remove it"))
         backbones.append(backbone)
     if problems:
         raise ConfigError(config.source, problems)
     return tuple(backbones)
+
+
+def _same(one: Backbone, other: Backbone) -> bool:
+    return (one.name, one.weights, one.image_size) == (other.name, other.weights, other.image_size)
 
 
 def _suggested(catalog: Catalog, raw: RawData, device: torch.device) -> str:

@@ -100,12 +100,18 @@ class Space:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The backbones' names, with their weights where one name stands twice."""
-        names = [backbone.name for backbone in self.backbones]
-        return tuple(
-            backbone.name if names.count(backbone.name) == 1 else f"{backbone.name} [{backbone.weights}]"
+        """The backbones' names, with their weights and input sizes where these tell them apart."""
+        forms = [
+            (
+                backbone.name,
+                f"{backbone.name} [{backbone.weights}]",
+                f"{backbone.name} [{backbone.weights} {'x'.join(map(str, backbone.image_size or ()))}]",
+            )
             for backbone in self.backbones
-        )
+        ]
+        # the shortest form that no other backbone has
+        unique = [[form for form, *others in zip(own, *forms, strict=True) if others.count(form) == 1] for own in forms]
+        return tuple(found[0] if found else own[-1] for found, own in zip(unique, forms, strict=True))
 
     def preset_of(self, backbone: int) -> dict[str, Value]:
         """Return the preset as values for Optuna, for one of the backbones; only what is searched."""

@@ -16,11 +16,12 @@ import optuna
 import pytest
 
 from autoft.cli import main
+from autoft.driver import search
 from autoft.events import Event
 from autoft.export.bundle import Exported, Trained
 from autoft.export.parity import Parity
 from autoft.files import folder_in_place, load_tensors, write_json
-from autoft.search import SearchResult, search
+from autoft.finish import SearchResult
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "autoft"
 # One thread: sums are the same in every process, and the tests leave the machine to others.

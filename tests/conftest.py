@@ -146,5 +146,5 @@ def fast_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the export, which costs seconds, where it is not the point."""
     from commands import fake_export
 
-    monkeypatch.setattr("autoft.search.export_bundle", fake_export)
+    monkeypatch.setattr("autoft.finish.export_bundle", fake_export)
     monkeypatch.setattr("autoft.preflight.to_onnx", lambda *arguments, **named: None)

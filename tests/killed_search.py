@@ -1,4 +1,4 @@
-"""Run by `test_search.py`: searches in processes that are killed around a write to the disk, then finishes each.
+"""Run by `test_driver.py`: searches in processes that are killed around a write to the disk, then finishes each.
 
 One process imports and warms everything and forks; a child kills itself (SIGKILL) at its write, and the next one goes on.
 """
@@ -16,7 +16,7 @@ from commands import fake_export, run_search
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from autoft import preflight
+from autoft import finish, preflight, trials
 
 SETTINGS = ("search.trials=6", "trainer.epochs=3")
 
@@ -60,9 +60,8 @@ def in_child(data: Path, run: Path, writes: Writes, fatal: int) -> int:
 def main() -> None:
     data, folder, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
-    search = sys.modules["autoft.search"]
-    search.STARTUP_TRIALS, search.PRUNE_AFTER_TRIALS = 3, 2  # type: ignore[attr-defined]
-    search.export_bundle = fake_export  # type: ignore[attr-defined]
+    trials.STARTUP_TRIALS, trials.PRUNE_AFTER_TRIALS = 3, 2
+    finish.export_bundle = fake_export  # type: ignore[assignment]
     preflight.to_onnx = lambda *arguments, **named: None  # type: ignore[assignment]
     writes = Writes()
     run_search(data, folder / "whole", *SETTINGS)

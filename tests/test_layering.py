@@ -26,7 +26,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("train", "space"),
     ("worker",),
     (
-        "search",
+        "driver",
+        "trials",
+        "finish",
         "prepare",
         "preflight",
         "runfolder",
@@ -41,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("progress", "cli"),
     ("__main__",),
 )
-SEARCH_LAYER = next(level for level, names in enumerate(LAYERS) if "search" in names)
+SEARCH_LAYER = next(level for level, names in enumerate(LAYERS) if "driver" in names)
 LIGHT = ("autoft", "autoft.cli", "autoft.discovery", "autoft.specs", "autoft.config", "autoft.errors", "autoft.hookspecs")
 HEAVY = frozenset({"torch", "torchvision", "timm", "transformers", "sklearn", "optuna", "onnx", "onnxruntime"})
 
@@ -175,30 +177,30 @@ def test_checker_sees_the_real_imports() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "from autoft.search import search",
-        "import autoft.search",
-        "from autoft import search",
-        "from . import search",
-        "from .search import search",
-        "def late():\n    from autoft.search import search",
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import autoft.search",
-        "import importlib\nimportlib.import_module('autoft.search')",
+        "from autoft.driver import search",
+        "import autoft.driver",
+        "from autoft import driver",
+        "from . import driver",
+        "from .driver import search",
+        "def late():\n    from autoft.driver import search",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import autoft.driver",
+        "import importlib\nimportlib.import_module('autoft.driver')",
     ],
 )
 def test_upward_import_is_caught(tmp_path: Path, source: str) -> None:
-    root = write_package(tmp_path, {"__init__.py": "", "search.py": "", "train.py": source})
+    root = write_package(tmp_path, {"__init__.py": "", "driver.py": "", "train.py": source})
     (found,) = check(root)
     assert found.startswith("train.py:")
-    assert "search is above train" in found
+    assert "driver is above train" in found
 
 
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
         ({"runtime/image.py": "from autoft import errors", "errors.py": ""}, "must import nothing of autoft"),
-        ({"search.py": "import autoft.builtin.timm", "builtin/timm.py": ""}, "nothing imports them"),
+        ({"driver.py": "import autoft.builtin.timm", "builtin/timm.py": ""}, "nothing imports them"),
         ({"builtin/heads.py": "from autoft.builtin import timm", "builtin/timm.py": ""}, "nothing imports them"),
-        ({"builtin/timm.py": "from ..search import search", "search.py": ""}, "a built-in must not import search"),
+        ({"builtin/timm.py": "from ..driver import search", "driver.py": ""}, "a built-in must not import driver"),
         ({"export/onnx.py": "from ..cli import main", "cli.py": ""}, "cli is above export.onnx"),
         ({"train.py": "import autoft\nautoft.search('data')"}, "autoft: "),
         ({"specs.py": "import autoft.errors", "errors.py": "import autoft.specs"}, "circle: "),

@@ -29,17 +29,17 @@ from commands import (
 )
 
 import autoft
+from autoft import finish, trials
 from autoft.builtin import heads
+from autoft.driver import search
 from autoft.errors import ConfigError, DataError, ExportError, RepeatedBugError, RunError
 from autoft.events import Event
 from autoft.export.bundle import Exported, Trained
 from autoft.files import read_json
-from autoft.search import search
 from autoft.testing.toy import write_toy_images
 
 pytestmark = pytest.mark.usefixtures("toys")
 
-search_module = sys.modules["autoft.search"]
 KILLS = 8
 EVERYTHING_FIXED = (
     "space={learning_rate: 0.001, head_multiplier: 1.0, freeze_depth: 0, layer_decay: 1.0, weight_decay: 0.0, "
@@ -54,7 +54,7 @@ def reference(toy_images: Path, toy_site: Path, tmp_path_factory: pytest.TempPat
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(toy_site))
         patch.setenv("AUTOFT_CACHE", str(run.parent / "cache"))
-        patch.setattr("autoft.search.export_bundle", fake_export)
+        patch.setattr("autoft.finish.export_bundle", fake_export)
         patch.setattr("autoft.preflight.to_onnx", lambda *arguments, **named: None)
         early_tpe_and_pruning(patch)
         run_search(toy_images, run, *LONGER)
@@ -69,8 +69,8 @@ LONGER = ("search.trials=6", "trainer.epochs=3")
 
 
 def early_tpe_and_pruning(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(search_module, "STARTUP_TRIALS", 3)
-    patch.setattr(search_module, "PRUNE_AFTER_TRIALS", 2)
+    patch.setattr(trials, "STARTUP_TRIALS", 3)
+    patch.setattr(trials, "PRUNE_AFTER_TRIALS", 2)
 
 
 def both(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:
@@ -555,7 +555,7 @@ def test_package_offers_the_search_however_often_and_in_whatever_order_it_is_imp
     for _ in range(2):
         with pytest.raises(ConfigError, match="there is nothing at"):
             autoft.search(tmp_path / "missing")
-    assert autoft.SearchResult is search_module.SearchResult
+    assert autoft.SearchResult is finish.SearchResult
 
 
 # --- the end --------------------------------------------------------------------------------------------
@@ -582,7 +582,7 @@ def test_kill_between_bundle_and_result_exports_again(
         exports.append(folder)
         return fake_export(trained, folder)
 
-    monkeypatch.setattr(search_module, "export_bundle", export)
+    monkeypatch.setattr(finish, "export_bundle", export)
     assert run_search(toy_images, run) == result
     assert exports == [run / "bundle"]
     shutil.rmtree(run / "bundle")

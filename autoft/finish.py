@@ -1,0 +1,193 @@
+"""The end of a search: exports the winner through the gate, scores the test split, and writes down the result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from autoft.errors import RepeatedBugError, RunError
+from autoft.export.bundle import Trained, export_bundle, exported_facts
+from autoft.files import load_tensors, read_json, write_json
+from autoft.prepare import Prepared
+from autoft.runfolder import RunFolder
+from autoft.space import Candidate, Space, suggest, train_config
+from autoft.train import TrainConfig
+from autoft.trials import Trials
+from autoft.worker import WEIGHTS, Worker
+
+RESULT = "result.json"
+GOLDEN_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search gave.
+
+    Attributes:
+        run: The run folder.
+        bundle: The exported model, or None where the search was interrupted before there was one.
+        metric: The metric that was optimized.
+        trial: Number of the winning trial, or None.
+        value: Its validation metric.
+        preset: The preset's validation metric, or None where the preset failed.
+        test: All metrics on the test split, scored once.
+        test_error: Standard error of the metric on the test split.
+        trials: How many trials ended in each state.
+        interrupted: Whether the search was stopped before its budget; the same call resumes it.
+    """
+
+    run: Path
+    bundle: Path | None
+    metric: str
+    trial: int | None
+    value: float | None
+    preset: float | None
+    test: dict[str, float]
+    test_error: float | None
+    trials: dict[str, int]
+    interrupted: bool
+
+
+def export_winner(
+    winner: FrozenTrial,
+    prepared: Prepared,
+    run: RunFolder,
+    worker: Worker,
+    space: Space,
+    base: Mapping[str, Any],
+    trials: Trials,
+) -> dict[str, Any]:
+    """Export a trial through the gate, and return what `result.json` now holds.
+
+    Args:
+        winner: The trial; its weights are in its folder.
+        prepared: The study.
+        run: Its folder.
+        worker: Builds the model and has the data.
+        space: Makes settings of the trial's parameters.
+        base: Settings of the trainer that are not searched.
+        trials: All trials.
+
+    Raises:
+        ExportError: The model cannot be exported, or the gate fails.
+    """
+    candidate = suggest(optuna.trial.FixedTrial(winner.params, winner.number), space)
+    settings = train_config(candidate, prepared.objective.head, base)
+    shown = describe_settings(candidate, settings, space)
+    backbone = space.backbones[candidate.backbone]
+    model = worker.build(backbone, settings)
+    weights, _ = load_tensors(run.trial(winner.number) / WEIGHTS)
+    model.load_state_dict(weights)
+    # a continued run may find another winner; how often the test split was looked at belongs to the result
+    scored = (_read_result(run) or {}).get("test_scored", 0) + 1
+    facts = {
+        "name": prepared.config.name,
+        "data": {
+            "format": prepared.data_format,
+            "fingerprint": prepared.raw.fingerprint,
+            **{split: len(samples) for split, samples in prepared.samples.items()},
+            "rejected": len(prepared.raw.rejected),
+            "made_splits": list(prepared.splits.made),
+        },
+        "training": {
+            "trial": winner.number,
+            "trials": trials.finished(),
+            "epoch": winner.user_attrs["best_epoch"],
+            "device": prepared.device.type,
+            "precision": settings.precision,
+            "settings": shown,
+            "test_scored": scored,
+        },
+    }
+    exported = export_bundle(
+        Trained(
+            model=model,
+            backbone=backbone,
+            objective=prepared.objective,
+            validation=worker.data("validation", backbone),
+            test=worker.data("test", backbone),
+            facts=facts,
+        ),
+        run.bundle,
+        max_metric_drop=prepared.config.export.max_metric_drop,
+        max_output_difference=prepared.config.export.max_output_difference,
+        golden=GOLDEN_SAMPLES,
+    )
+    stored = {
+        "metric": prepared.objective.metric,
+        "winner": {
+            "trial": winner.number,
+            "epoch": winner.user_attrs["best_epoch"],
+            "value": winner.user_attrs["best_value"],
+            "settings": shown,
+        },
+        **exported_facts(exported),
+        "test_scored": scored,
+        "reports": exported.reports,
+    }
+    write_json(run.path / RESULT, stored)
+    return stored
+
+
+def describe_settings(candidate: Candidate, settings: TrainConfig, space: Space) -> dict[str, Any]:
+    """Return everything that decided a trial's training, JSON-ready."""
+    fixed = {name: getattr(settings, name) for name in ("epochs", "batch_size", "optimizer", "warmup", "gradient_clip")}
+    return {"backbone": space.labels[candidate.backbone], **candidate.values, **fixed, "seed": settings.seed}
+
+
+def stored_result(run: RunFolder, winner: FrozenTrial) -> dict[str, Any] | None:
+    """Return the result of an earlier session if it is of this winner and its bundle is still there."""
+    stored = _read_result(run)
+    if stored is None or stored["winner"]["trial"] != winner.number or not (run.bundle / "autoft.json").exists():
+        return None
+    return stored
+
+
+def summarize(trials: Trials, run: RunFolder, metric: str, stored: Mapping[str, Any] | None) -> SearchResult:
+    """Return the result of a session; `stored` is None where it was interrupted."""
+    best = trials.best()
+    preset = next((trial.user_attrs.get("best_value") for trial in trials.all()), None)
+    return SearchResult(
+        run=run.path,
+        bundle=run.bundle if stored else None,
+        metric=metric,
+        trial=best.number if best else None,
+        value=best.user_attrs["best_value"] if best else None,
+        preset=preset,
+        test=stored["test"] if stored else {},
+        test_error=stored["test_error"] if stored else None,
+        trials=trials.counts(),
+        interrupted=stored is None,
+    )
+
+
+def nothing_trained(trials: Trials, run: RunFolder) -> Exception:
+    """Return the error of a search in which every trial failed; a bug where any was one."""
+    failed = trials.all(TrialState.FAIL)
+    bugs = [trial for trial in failed if trial.user_attrs.get("failure") == "bug"]
+    if bugs:
+        return RepeatedBugError(f"no trial gave a model; please report this:\n{bugs[0].user_attrs['trace']}")
+    kinds = Counter(_failure(trial) for trial in failed)
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    first = failed[0].user_attrs.get("message", "no message") if failed else "no trial ran"
+    return RunError(
+        f"no trial gave a model: all {len(failed)} failed ({counted}); the first: {first}",
+        f"{run.path / 'log.jsonl'} has all of them; lower `space.learning_rate` where the loss became NaN, "
+        "choose a smaller backbone where memory ran out",
+    )
+
+
+def _failure(trial: FrozenTrial) -> str:
+    kind: str = trial.user_attrs.get("failure", "unknown")
+    return kind
+
+
+def _read_result(run: RunFolder) -> dict[str, Any] | None:
+    file = run.path / RESULT
+    return read_json(file) if file.exists() else None
