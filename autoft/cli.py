@@ -174,12 +174,15 @@ def search(
                     on_event=hear,
                     should_stop=lambda: stop.asked is not None,
                 )
-    except KeyboardInterrupt:
-        print("stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(SIGNALLED + (stop.asked or signal.SIGINT)) from None
     except RepeatedBugError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(BUG) from error
+    except BaseException as error:
+        # some libraries turn an interrupt into an exception of their own
+        if not stop.at_once and not isinstance(error, KeyboardInterrupt):
+            raise
+        print("stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(SIGNALLED + (stop.asked or signal.SIGINT)) from None
     if mode != "json":
         _print_result(result, mode == "quiet")
     if stop.asked is not None and result.interrupted:
@@ -358,10 +361,12 @@ class _StopRequest:
 
     Attributes:
         asked: The signal that asked for a stop, or None.
+        at_once: Whether it had to interrupt what was going on.
     """
 
     def __init__(self) -> None:
         self.asked: int | None = None
+        self.at_once = False
         self._in_trials = False
 
     def listening(self) -> _Handlers:
@@ -379,7 +384,8 @@ class _StopRequest:
         """Ask for a stop; a second signal stops at once."""
         again = self.asked is not None
         self.asked = number
-        if again or not self._in_trials:
+        self.at_once = again or not self._in_trials
+        if self.at_once:
             raise KeyboardInterrupt
         # not print: the signal may have come in the middle of one, and Python refuses to enter it twice
         os.write(STDERR, b"stopping after this step; once more stops at once\n")
