@@ -420,8 +420,9 @@ def _overrides(
 
 def _print_result(result: SearchResult, brief: bool) -> None:
     if result.bundle is None:
+        ended = sum(count for state, count in result.trials.items() if state not in ("waiting", "running"))
         print(
-            f"stopped; {sum(result.trials.values())} trials in {result.run} are kept, and the same command goes on",
+            f"stopped; {result.run} keeps all that was done (trials ended: {ended}), and the same command goes on",
             file=sys.stderr,
         )
         return
