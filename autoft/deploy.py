@@ -86,6 +86,9 @@ def evaluate(
     labels = tuple(bundle.contract["labels"])
     targets = Targets(labels, tuple(max(1, sum(sample.target == label for sample in samples)) for label in labels))
     encoded = bundle.head.encode([sample.target for sample in samples], targets)
-    outputs, _ = bundle.runner.outputs([sample.source for sample in samples], batch_size=batch_size)
+    try:
+        outputs, _ = bundle.runner.outputs([sample.source for sample in samples], batch_size=batch_size)
+    except (OSError, ValueError) as error:  # the script's own error is a ValueError; autoft cannot import its class
+        raise DataError(f"the data was readable a moment ago, but is not any more: {error}", "try again") from error
     metrics = bundle.head.metrics(torch.from_numpy(outputs), encoded, targets)
     return {"split": chosen, "samples": len(samples), "rejected": len(raw.rejected), **metrics}
