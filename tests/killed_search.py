@@ -47,6 +47,7 @@ def in_child(data: Path, run: Path, writes: Writes, fatal: int) -> int:
     child = os.fork()
     if child == 0:
         writes.count, writes.fatal = 0, fatal
+        torch.set_num_threads(1)  # before any thread is started: torch mends its pool after a fork, but not in a race
         code = 1
         try:
             run_search(data, run, *SETTINGS)

@@ -206,6 +206,7 @@ def test_terminal_gets_a_live_view(toy_images: Path, toy_env: dict[str, str], tm
 # --- stopping and going on ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_interrupted_terminated_and_killed_search_equals_an_uninterrupted_one(
     finished: FinishedRun, toy_env: dict[str, str], tmp_path: Path
 ) -> None:
