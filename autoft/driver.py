@@ -278,7 +278,8 @@ class _Driver:
         limit = self.config.search.time_limit
         if limit is None:
             return False
-        return self._spent() > limit - min(0.4 * limit, 1.5 * self.export_seconds + 2.0)
+        # beside the export itself: the gate, which scores validation several times, and the test split
+        return self._spent() > limit - min(0.4 * limit, 2.0 * self.export_seconds + 4.0)
 
     def _seconds_left(self, report: EpochReport, settings: TrainConfig) -> float:
         """Estimate the seconds to the end of the trials from what epochs have cost so far."""
