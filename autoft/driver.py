@@ -153,7 +153,7 @@ class _Driver:
         """Run trials until the budget is spent or the user stops, then export the winner."""
         self._announce()
         while not self.user_stops() and self.trials.finished() < self.config.search.trials:
-            if self._out_of_time() and self.trials.best() is not None:
+            if self._out_of_time() and self.trials.finished() > 0:
                 self.listener(Event("stopped", "the time limit is reached", {"reason": "time limit"}))
                 break
             if not self._one_trial():

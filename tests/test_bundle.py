@@ -211,5 +211,8 @@ def test_standard_error_by_bootstrap_is_that_of_a_proportion() -> None:
     assert found == pytest.approx(math.sqrt(0.25 * 0.75 / 400), rel=0.15)
     assert found == bootstrap_error(outputs, encoded, objective("accuracy"))
     assert bootstrap_error(outputs, encoded, objective("auroc")) == 0.0, "not defined with one class"
+    many = len(encoded) * 50  # of which only some are drawn at a time
+    large = bootstrap_error(outputs.repeat(50, 1), encoded.repeat(50), objective("accuracy"))
+    assert large == pytest.approx(math.sqrt(0.25 * 0.75 / many), rel=0.2)
     perfect = torch.nn.functional.one_hot(encode(VALIDATION), 3).float()
     assert bootstrap_error(perfect, encode(VALIDATION), objective("accuracy")) == 0.0

@@ -253,7 +253,7 @@ def test_time_limit_ends_the_search_near_it_and_survives_a_resume(toy_images: Pa
     run, endless = tmp_path / "run", ("search.trials=100000", "trainer.epochs=1")
     started = time.monotonic()
     first = run_search(toy_images, run, *endless, "search.time_limit=5s")
-    assert time.monotonic() - started < 5 + 2, "an epoch of a toy takes no two seconds"
+    assert time.monotonic() - started < 5 + 6, "an epoch of a toy takes no six seconds, even on a busy machine"
     assert first.bundle is not None
     assert not first.interrupted
     done = sum(first.trials.values())
@@ -277,6 +277,15 @@ def test_time_limit_below_one_trial_still_gives_a_model(toy_images: Path, tmp_pa
     (trial,) = [trial for trial in study_of(tmp_path / "run").trials if trial.state.is_finished()]
     assert trial.user_attrs["stopped"] == "time limit"
     assert trial.user_attrs["epochs"] == 1
+
+
+@pytest.mark.usefixtures("fast_export")
+def test_time_limit_ends_a_search_in_which_every_trial_fails(
+    toy_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "loss", lambda *arguments: torch.tensor(math.nan, requires_grad=True))
+    with pytest.raises(RunError, match=r"no trial gave a model: all 1 failed \(1 nan\)"):
+        run_search(toy_images, tmp_path / "run", "search.trials=1000", "search.time_limit=0.01s")
 
 
 # --- stopping and going on ------------------------------------------------------------------------------
