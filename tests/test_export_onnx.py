@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +148,26 @@ def test_torchscript_exporter_serves_where_dynamo_fails(
     for count in (1, 7):
         (inputs,) = example(count)
         np.testing.assert_allclose(run(graph, inputs)[0], model(inputs).detach().numpy(), atol=1e-5)
+
+
+class Foreign(nn.Module):
+    """Uses an operator that ONNX lacks."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.linalg.eigvals(inputs[:, 0, :2, :2]).real
+
+
+def test_exporters_print_nothing_not_even_below_python() -> None:
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "from test_export_onnx import Foreign, exported\n"
+        "from autoft.errors import ExportError\n"
+        "try:\n    exported(Foreign())\n"
+        "except ExportError:\n    print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True)
+    assert done.stdout == "refused\n", "C++ would print the whole graph, at the latest when the process ends"
+    assert done.returncode == 0
 
 
 def test_model_that_neither_exporter_takes_is_refused_with_both_reasons(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import json
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -126,7 +129,7 @@ def _by_dynamo(wrapped: nn.Module, example: tuple[Tensor, ...], input_names: Seq
 
 def _by_torchscript(wrapped: nn.Module, example: tuple[Tensor, ...], input_names: Sequence[str]) -> onnx.ModelProto:
     buffer = io.BytesIO()
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), _silent_descriptors():
         torch.onnx.export(
             wrapped,
             example,
@@ -154,6 +157,26 @@ def _quiet() -> Iterator[None]:
         finally:
             for chatterer, level in zip(chatty, levels, strict=True):
                 chatterer.setLevel(level)
+
+
+@contextlib.contextmanager
+def _silent_descriptors() -> Iterator[None]:
+    """Drop what TorchScript's C++ prints past Python's streams: it writes whole graphs to stdout, where results go."""
+    libc = ctypes.CDLL(None) if os.name == "posix" else ctypes.cdll.msvcrt
+    with open(os.devnull, "wb") as nowhere:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        libc.fflush(None)
+        kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+        try:
+            for descriptor in kept:
+                os.dup2(nowhere.fileno(), descriptor)
+            yield
+        finally:
+            libc.fflush(None)
+            for descriptor, copy in kept.items():
+                os.dup2(copy, descriptor)
+                os.close(copy)
 
 
 def _strip(proto: onnx.ModelProto) -> None:
