@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from autoft.errors import AutoftError, ConfigError, DataError, RepeatedBugError, RunError
+from autoft.errors import AutoftError, ConfigError, DataError, RepeatedBugError, RunError, first_line
 from autoft.events import Event, Listener
 from autoft.export.bundle import RECORDED_PACKAGES
 from autoft.files import sha256
@@ -91,7 +91,7 @@ def search(
     except Exception as error:
         if not is_full_disk(error):
             raise
-        raise _full_disk(path, str(error).splitlines()[0]) from error
+        raise _full_disk(path, first_line(error)) from error
 
 
 class _Driver:

@@ -101,3 +101,9 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
         ['timm/resnet18']
     """
     return difflib.get_close_matches(name, list(names), n=count, cutoff=0.6)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or its type where it has none, to be put into another message."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

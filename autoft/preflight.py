@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from autoft.errors import BackboneError, RunError
+from autoft.errors import BackboneError, RunError, first_line
 from autoft.events import Event, Listener
 from autoft.export.bundle import example_inputs
 from autoft.export.onnx import to_onnx
@@ -66,7 +66,7 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
         except (RuntimeError, ValueError, AssertionError, TypeError) as error:
             shapes = ", ".join(str(tuple(item.shape)) for item in inputs)
             raise BackboneError(
-                f"{backbone.name} cannot take inputs of {shapes}: {str(error).splitlines()[0]}",
+                f"{backbone.name} cannot take inputs of {shapes}: {first_line(error)}",
                 "choose another `image_size`, or leave it out",
             ) from error
         wanted = (len(inputs[0]), len(prepared.objective.targets.labels))

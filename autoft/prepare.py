@@ -13,7 +13,7 @@ from torch import Tensor
 from autoft.catalog import Catalog
 from autoft.config import Known, Objection, PluginsConfig, StudyConfig, load_study, study_from_data
 from autoft.discovery import discover
-from autoft.errors import AutoftError, BackboneError, ConfigError, DataError, PluginError, Problem
+from autoft.errors import AutoftError, BackboneError, ConfigError, DataError, PluginError, Problem, first_line
 from autoft.events import Event, Listener
 from autoft.space import SETTINGS, Searched, check_values
 from autoft.specs import SPLITS, Backbone, Head, RawData, Sample
@@ -174,7 +174,7 @@ def _device(config: StudyConfig) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         problem = config.problem(
             "trainer.device",
-            f"must be a device of this machine, but got {wanted!r}: {str(error).splitlines()[0]}",
+            f"must be a device of this machine, but got {wanted!r}: {first_line(error)}",
             "`autoft doctor` lists the devices; `auto` takes the best",
         )
         raise ConfigError(config.source, [problem]) from error

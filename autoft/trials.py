@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DatabaseError
 
-from autoft.errors import RunError
+from autoft.errors import RunError, first_line
 from autoft.runfolder import STUDY
 from autoft.space import Space
 from autoft.specs import Direction
@@ -134,7 +134,7 @@ def _open(database: Path, name: str, direction: Direction, epochs: int) -> optun
         if is_full_disk(error):
             raise
         raise RunError(
-            f"{database} cannot be read: {str(error).splitlines()[0]}",
+            f"{database} cannot be read: {first_line(error)}",
             "restore it from a backup, or choose another folder with -o",
         ) from error
 

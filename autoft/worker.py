@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from autoft.errors import DataError, RunError
+from autoft.errors import DataError, RunError, first_line
 from autoft.files import copy_atomically, load_tensors, read_json, write_json
 from autoft.loading import SplitData
 from autoft.model import FineTuneModel, assemble
@@ -316,5 +316,4 @@ def _checkpoint_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return f"{type(error).__name__}: {text.splitlines()[0][:500]}"
+    return f"{type(error).__name__}: {first_line(error)}"

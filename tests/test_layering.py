@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -237,8 +236,6 @@ def loaded_by(module: str, watched: Iterable[str], then: str = "pass") -> set[st
 
 @pytest.mark.parametrize("module", LIGHT)
 def test_light_module_imports_nothing_heavy(module: str) -> None:
-    if module != "autoft" and importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not there yet")
     assert loaded_by(module, HEAVY) == set()
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from autoft.errors import BackboneError, nearest
+from autoft.errors import BackboneError, first_line, nearest
 from autoft.hookspecs import hookimpl
 from autoft.specs import Backbone, BackboneFamily, BackboneRequest, Stage
 
@@ -289,7 +289,7 @@ def _build(request: BackboneRequest, config: dict[str, Any], file: Path | None, 
         raise
     except (RuntimeError, KeyError, ValueError, AssertionError, OSError, EOFError, SafetensorError) as error:
         where = f"with the weights {file}" if file else f"at {size[0]}x{size[1]}"
-        raise BackboneError(f"timm/{name} cannot be built {where}: {_first_line(error)}") from error
+        raise BackboneError(f"timm/{name} cannot be built {where}: {first_line(error)}") from error
     return _float32(model)
 
 
@@ -312,11 +312,6 @@ def _loadable(config: dict[str, Any]) -> dict[str, Any]:
 def _float32(model: nn.Module) -> nn.Module:
     # Some checkpoints are stored in half precision; master weights are float32, autocast does the rest.
     return model.float()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
 
 
 def _hub_file(model: str, config: dict[str, Any]) -> Path | None:
@@ -350,7 +345,7 @@ def _hub_file(model: str, config: dict[str, Any]) -> Path | None:
             continue
         except (HfHubHTTPError, OSError) as error:
             raise BackboneError(
-                f"the weights of timm/{model} could not be downloaded: {_first_line(error)}",
+                f"the weights of timm/{model} could not be downloaded: {first_line(error)}",
                 "try again, or download them elsewhere and give `weights: PATH`",
             ) from error
     raise BackboneError(f"{repository} on the hub has none of {', '.join(names)}", "give `weights: PATH`")

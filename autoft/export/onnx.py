@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from autoft.errors import ExportError
+from autoft.errors import ExportError, first_line
 
 OPSET = 18
 NEWEST_IR = 10  # what onnxruntime 1.22 and OpenVINO 2025 read; onnx itself would write a newer one
@@ -72,12 +72,12 @@ def to_onnx(
     try:
         proto = _by_dynamo(wrapped, tuple(example), input_names)
     except Exception as error:  # noqa: BLE001 - the exporter raises its own and torch's internal errors alike
-        logger.info("torch's exporter failed (%s), trying TorchScript", _first_line(error))
+        logger.info("torch's exporter failed (%s), trying TorchScript", first_line(error))
         try:
             proto = _by_torchscript(wrapped, tuple(example), input_names)
         except Exception as second:
             raise ExportError(
-                f"the model cannot be exported to ONNX: {_first_line(error)}; and with TorchScript: {_first_line(second)}",
+                f"the model cannot be exported to ONNX: {first_line(error)}; and with TorchScript: {first_line(second)}",
                 "choose another backbone; `autoft plugins` lists the families",
             ) from second
     _strip(proto)
@@ -195,8 +195,3 @@ def _set_metadata(proto: onnx.ModelProto, entries: dict[str, str]) -> None:
     for key, value in entries.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autoft.errors import AutoftError
+from autoft.errors import AutoftError, first_line
 from autoft.specs import Backbone, Head
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def check_export_parity(backbone: Backbone, head: Head) -> None:
             found = dict(zip(OUTPUTS, session.run(list(OUTPUTS), named), strict=True))
         except Exception as error:
             raise CheckFailed(
-                f"{backbone.name}: the exported graph must run at batch {count}, but fails: {str(error).splitlines()[0]}",
+                f"{backbone.name}: the exported graph must run at batch {count}, but fails: {first_line(error)}",
                 "take the batch size from the input's shape, never from a constant",
             ) from error
         for name in OUTPUTS:

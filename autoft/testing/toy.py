@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoft.errors import BackboneError, DataError, nearest
+from autoft.errors import BackboneError, DataError, first_line, nearest
 from autoft.hookspecs import hookimpl
 from autoft.specs import (
     Backbone,
@@ -128,7 +128,7 @@ def _build(request: BackboneRequest) -> nn.Module:
         try:
             module.load_state_dict(load_tensors(Path(request.weights))[0])
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise BackboneError(f"toy/{request.model} cannot be built with {request.weights}: {reason}") from error
     return module
 
