@@ -22,7 +22,7 @@ from autoft.finish import SearchResult, export_winner, nothing_trained, stored_r
 from autoft.preflight import KEPT_TRIALS, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
 from autoft.runfolder import RunFolder, open_run
-from autoft.space import Candidate, Space, build_space, suggest, train_config
+from autoft.space import Candidate, Space, build_space, shared_policies, suggest, train_config
 from autoft.specs import is_better
 from autoft.train import EpochReport, TrainConfig, choose_batch_size, choose_precision
 from autoft.trials import Trials
@@ -389,10 +389,7 @@ def _space(prepared: Prepared, checked: Checked) -> Space:
         checked.stages,
         augmentation=config.trainer.augmentation,
     )
-    shared = [set(backbone.preprocessing.policies) for backbone in prepared.backbones]
-    policies = [
-        policy for policy in prepared.backbones[0].preprocessing.policies if all(policy in known for known in shared)
-    ]
+    policies = shared_policies(prepared.backbones)
     found = [config.problem(problem.where, problem.message, problem.hint) for problem in problems]
     if config.trainer.augmentation not in policies:
         message = f"must be one of {', '.join(policies)}, but got {config.trainer.augmentation!r}"

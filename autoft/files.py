@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -145,6 +146,18 @@ def folder_in_place(path: Path) -> Iterator[Path]:
         _remove_tree(old)
     finally:
         _remove_tree(temporary)
+
+
+def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
+    """Return a sorting key under which numbers count as numbers.
+
+    Example:
+        >>> sorted(["10", "9", "a"], key=natural_key)
+        ['9', '10', 'a']
+    """
+    pieces = re.split(r"([0-9]+)", name)
+    numbered = tuple((0, int(piece), "") if piece.isdecimal() else (1, 0, piece.casefold()) for piece in pieces if piece)
+    return numbered, name  # the name itself decides between equals, such as 01 and 1
 
 
 def _remove_tree(path: Path) -> None:

@@ -169,7 +169,8 @@ def _within(value: Value, limits: Range | Choice, *, ranged: bool) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and limits.low <= value <= limits.high
 
 
-def _policies(backbones: Sequence[Backbone]) -> tuple[str, ...]:
+def shared_policies(backbones: Sequence[Backbone]) -> tuple[str, ...]:
+    """Return the augmentation policies that every backbone's preprocessing has, weakest first."""
     return tuple(
         policy
         for policy in backbones[0].preprocessing.policies
@@ -209,7 +210,7 @@ def build_space(
         parameters[knob.name] = knob.default if knob.search is None else knob.search
     preset["augmentation"] = parameters["augmentation"] = augmentation
     parameters.update(wanted)
-    problems = check_values(wanted, head, policies=_policies(backbones))
+    problems = check_values(wanted, head, policies=shared_policies(backbones))
     problems += _resolve_depth(parameters, preset, backbones, stages)
     if not problems:  # a range over words, say, would have nowhere to move its preset to
         for name, what in parameters.items():

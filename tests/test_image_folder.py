@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from autoft.builtin import image_folder
-from autoft.builtin.image_folder import autoft_data, detect, load, natural_key
+from autoft.builtin.image_folder import autoft_data, detect, load
 from autoft.errors import DataError
+from autoft.files import natural_key
 
 
 def draw(path, seed=None, size=(8, 6)):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import DataError, nearest
+from autoft.files import natural_key
 from autoft.hookspecs import hookimpl
 from autoft.specs import Choice, Head, Knob, Range, Targets
 
@@ -74,7 +75,7 @@ def describe(targets: Sequence[str]) -> Targets:
             f"classification needs at least 2 classes, but the training data has {len(counts)}: {', '.join(counts)}",
             "put the images of each class into a folder of its own",
         )
-    labels = sorted(counts, key=_natural)
+    labels = sorted(counts, key=natural_key)
     return Targets(tuple(labels), tuple(counts[label] for label in labels))
 
 
@@ -169,12 +170,3 @@ def report(outputs: Tensor, encoded: Tensor, targets: Targets) -> dict[str, Any]
         ],
         "confusion": confusion_matrix(truth, predicted, labels=classes).tolist(),
     }
-
-
-def _natural(label: str) -> tuple[tuple[tuple[int, int | str], ...], str]:
-    """Return what to sort a label by; the label itself comes last, so that `1` and `01` have an order too."""
-    import re
-
-    parts = re.findall(r"\d+|\D+", label)
-    # isdecimal(), as \d: isdigit() would take superscripts, which int() does not read
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts), label

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from autoft.errors import DataError, nearest
+from autoft.files import natural_key
 from autoft.hookspecs import hookimpl
 from autoft.runtime.image_classification import ImageError, read_image
 from autoft.specs import DataFormat, RawData, Rejected, Sample, Split
@@ -234,19 +234,6 @@ def _walk(folder: Path, above: Sequence[tuple[int, int]]) -> _Folder:
 
 def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sorting key under which numbers count as numbers.
-
-    Example:
-        >>> sorted(["10", "9", "a"], key=natural_key)
-        ['9', '10', 'a']
-    """
-    pieces = re.split(r"([0-9]+)", name)
-    # The name itself decides between equals, such as 01 and 1.
-    numbered = ((0, int(piece), "") if piece.isdecimal() else (1, 0, piece.casefold()) for piece in pieces if piece)
-    return (*numbered, (2, 0, name))
 
 
 # --- reading ------------------------------------------------------------------------------------------
