@@ -59,6 +59,8 @@ class Catalog:
         weights: str = "pretrained",
         image_size: int | None = None,
         typical_size: int | None = None,
+        features: str = "pooled",
+        max_length: int | None = None,
     ) -> Backbone:
         """Resolve `FAMILY/MODEL`, split at the first slash, without building it.
 
@@ -67,6 +69,8 @@ class Catalog:
             weights: `pretrained`, `none`, or a path to a local file or folder.
             image_size: Side of the square input in pixels, or None to let the family choose.
             typical_size: `RawData.typical_size` of the data, which guides that choice.
+            features: The kind of features that the task needs.
+            max_length: For texts, the most tokens of a sample, or None to choose by the data.
 
         Raises:
             BackboneError: If the name has no family or no model, or the family does not know the model.
@@ -80,7 +84,7 @@ class Catalog:
                 f"by installed family: {examples}" if examples else "no backbone family is installed",
             )
         family = self.family(family_name)
-        request = BackboneRequest(model, weights, image_size, typical_size)
+        request = BackboneRequest(model, weights, image_size, typical_size, features, max_length)
         backbone = self._call("family", family_name, "resolve", lambda: family.resolve(request))
         if not isinstance(backbone, Backbone):
             self._blame("family", family_name, f"`resolve` must return a Backbone, but returned {type_name(backbone)}")

@@ -10,7 +10,7 @@ from typing import Any
 from autoft.catalog import Catalog
 from autoft.errors import BundleError, DataError
 from autoft.export.contract import read_contract
-from autoft.export.script import load_script
+from autoft.export.script import load_script, runtime_of
 from autoft.specs import SPLITS, Head, Sample, Targets
 
 
@@ -41,7 +41,7 @@ def open_bundle(folder: Path, catalog: Catalog) -> OpenBundle:
     """
     contract = read_contract(folder)
     head = catalog.head(contract["task"])
-    script = load_script(head.runtime)
+    script = load_script(runtime_of(contract, head))
     try:
         runner = script.Bundle.load(folder)
     except script.BundleError as error:

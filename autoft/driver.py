@@ -22,9 +22,9 @@ from autoft.finish import SearchResult, export_winner, nothing_trained, stored_r
 from autoft.preflight import KEPT_TRIALS, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
 from autoft.runfolder import RunFolder, open_run
-from autoft.space import Candidate, Space, build_space, shared_policies, suggest, train_config
+from autoft.space import Candidate, Space, build_space, choose_augmentation, shared_policies, suggest, train_config
 from autoft.specs import is_better
-from autoft.train import EpochReport, TrainConfig, choose_batch_size, choose_precision
+from autoft.train import EpochReport, TrainConfig, choose_batch_size, choose_epochs, choose_precision
 from autoft.trials import Trials
 from autoft.worker import WEIGHTS, Failure, Job, Outcome, StopTrial, Worker, is_full_disk
 
@@ -126,7 +126,7 @@ class _Driver:
         samples = len(prepared.samples["train"])
         trainer = self.config.trainer
         self.base: dict[str, Any] = {
-            "epochs": trainer.epochs,
+            "epochs": choose_epochs(trainer.epochs, prepared.raw.modality),
             "batch_size": choose_batch_size(trainer.batch_size, samples),
             "warmup": trainer.warmup,
             "gradient_clip": trainer.gradient_clip,
@@ -141,7 +141,7 @@ class _Driver:
             self.config.name,
             self.objective.direction,
             self.space,
-            epochs=trainer.epochs,
+            epochs=self.base["epochs"],
             seed=self.config.search.seed,
         )
         self.seconds_before = self.trials.recall("seconds", 0.0)
@@ -382,17 +382,18 @@ class _Driver:
 
 def _space(prepared: Prepared, checked: Checked) -> Space:
     config = prepared.config
+    policies = shared_policies(prepared.backbones)
+    augmentation = choose_augmentation(config.trainer.augmentation, policies)
     space, problems = build_space(
         config.space,
         prepared.objective.head,
         prepared.backbones,
         checked.stages,
-        augmentation=config.trainer.augmentation,
+        augmentation=augmentation,
     )
-    policies = shared_policies(prepared.backbones)
     found = [config.problem(problem.where, problem.message, problem.hint) for problem in problems]
-    if config.trainer.augmentation not in policies:
-        message = f"must be one of {', '.join(policies)}, but got {config.trainer.augmentation!r}"
+    if augmentation not in policies:
+        message = f"must be one of {', '.join(policies)}, but got {augmentation!r}"
         found.append(config.problem("trainer.augmentation", message))
     if found:
         raise ConfigError(config.source, found)
@@ -409,7 +410,8 @@ def _full_disk(path: Path, message: str) -> RunError:
 def _identity(prepared: Prepared) -> dict[str, Any]:
     """Return what makes a run this study's: its settings, the data's content, and the weights it starts from."""
     identity = prepared.config.identity()
-    identity["data"].pop("path")  # the data's content counts, not where it lies
+    for name in ("path", "validation", "test"):
+        identity["data"].pop(name)  # the data's content counts, not where it lies
     identity["data"]["fingerprint"] = prepared.raw.fingerprint
     identity["backbones"] = [
         {

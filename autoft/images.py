@@ -6,10 +6,12 @@ bundle sees what validation saw.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from autoft import augment as augmentation
 from autoft.errors import BackboneError
-from autoft.runtime import image_classification as runtime
+from autoft.runtime import image_classification as script
 
 # What Inception's recipe leaves around the crop (256 for 224): room for random crops, at a third more memory.
 _MARGIN = 0.875
@@ -47,7 +49,7 @@ class ImagePreprocessing:
 
     def __post_init__(self) -> None:
         try:
-            runtime.check_preprocessing(self.to_dict())
+            script.check_preprocessing(self.to_dict())
         except ValueError as error:
             raise BackboneError(str(error), hint="see `check_preprocessing` for what each field may hold") from error
 
@@ -57,12 +59,26 @@ class ImagePreprocessing:
         return augmentation.POLICIES
 
     @property
+    def ragged(self) -> bool:
+        """Images of one backbone all have one size."""
+        return False
+
+    @property
+    def runtime(self) -> Path:
+        """The bundle's script for images."""
+        return Path(script.__file__)
+
+    def fit(self, sources: Sequence[script.ImageSource]) -> ImagePreprocessing:
+        """Return itself: the size of the input was chosen with the backbone."""
+        return self
+
+    @property
     def margin_size(self) -> int:
         """Side of the square that `decode(augmented=True)` gives, in pixels."""
         resize = (self.resize,) if isinstance(self.resize, int) else self.resize
         return max(round(max(self.size) / _MARGIN), *resize)
 
-    def decode(self, source: runtime.ImageSource, *, augmented: bool) -> Tensor:
+    def decode(self, source: script.ImageSource, *, augmented: bool) -> Tensor:
         """Read an image.
 
         Args:
@@ -80,7 +96,7 @@ class ImagePreprocessing:
             side = self.margin_size
             declared["size"] = [side, side]
             declared["resize"]["size"] = side if isinstance(self.resize, int) else [side, side]
-        pixels = runtime.resize_and_crop(runtime.read_image(source), declared)
+        pixels = script.resize_and_crop(script.read_image(source), declared)
         return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
     def augment(self, item: Tensor, policy: str, rng: np.random.Generator) -> Tensor:
@@ -91,7 +107,7 @@ class ImagePreprocessing:
         return augmentation.augment(item, policy, rng, size=self.size, view=(height, width))
 
     def inputs(self, batch: Tensor) -> tuple[Tensor, ...]:
-        """Normalize pixels uint8 (N, 3, H, W) to float32 on their device, bit for bit as `runtime.normalize`."""
+        """Normalize pixels uint8 (N, 3, H, W) to float32 on their device, bit for bit as `script.normalize`."""
         full, mean, std = _constants(self.mean, self.std, batch.device)
         return (batch.to(torch.float32).div_(full).sub_(mean).div_(std),)
 
@@ -119,7 +135,7 @@ class ImagePreprocessing:
             BackboneError: A field is missing, unknown, or out of its range.
         """
         try:
-            runtime.check_preprocessing(declared)
+            script.check_preprocessing(declared)
         except ValueError as error:
             raise BackboneError(str(error), hint="see `check_preprocessing` for what each field may hold") from error
         resize = declared["resize"]["size"]
@@ -131,7 +147,7 @@ class ImagePreprocessing:
             std=tuple(declared["std"]),
         )
 
-    def preprocessor_config(self) -> dict[str, Any]:
+    def files(self) -> dict[str, str]:
         """Return `preprocessor_config.json` for the Hugging Face ecosystem.
 
         Named `CLIPImageProcessor`, the one class that resizes the shorter side *and* crops the center in transformers 4
@@ -142,12 +158,12 @@ class ImagePreprocessing:
             size = {"shortest_edge": self.resize}
         else:
             size = {"height": self.resize[0], "width": self.resize[1]}
-        return {
+        config = {
             "image_processor_type": "CLIPImageProcessor",
             "do_convert_rgb": True,
             "do_resize": True,
             "size": size,
-            "resample": int(runtime.INTERPOLATIONS[self.interpolation]),
+            "resample": int(script.INTERPOLATIONS[self.interpolation]),
             "do_center_crop": True,
             "crop_size": {"height": self.size[0], "width": self.size[1]},
             "do_rescale": True,
@@ -156,6 +172,7 @@ class ImagePreprocessing:
             "image_mean": list(self.mean),
             "image_std": list(self.std),
         }
+        return {"preprocessor_config.json": json.dumps(config, indent=2) + "\n"}
 
 
 def from_timm_config(config: Mapping[str, Any]) -> ImagePreprocessing:
@@ -179,8 +196,8 @@ def from_timm_config(config: Mapping[str, Any]) -> ImagePreprocessing:
     hint = "choose another model, or resize the images yourself and give `image_size`"
     if channels != 3:
         raise BackboneError(f"images have 3 channels, but the model takes {channels}", hint="choose another model")
-    if interpolation not in runtime.INTERPOLATIONS:
-        known = ", ".join(runtime.INTERPOLATIONS)
+    if interpolation not in script.INTERPOLATIONS:
+        known = ", ".join(script.INTERPOLATIONS)
         raise BackboneError(f"interpolation must be one of {known}, but the model asks for {interpolation!r}", hint)
     full = (math.floor(height / share), math.floor(width / share))
     resize: int | tuple[int, int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from autoft.catalog import Catalog
@@ -41,7 +42,7 @@ def describe(catalog: Catalog, name: str) -> dict[str, Any]:
             "help": family.help,
             "modality": family.modality,
             "models": len(set(family.models())),
-            "suggested": list(family.suggest(float("inf"))),
+            "suggested": list(family.suggest(family.modality or "text", math.inf)),
         }
     names = [*catalog.families, *catalog.heads, *catalog.data]
     near = nearest(name, names)
@@ -56,11 +57,12 @@ def _backbone(catalog: Catalog, name: str) -> dict[str, Any]:
     module = backbone.build()
     sizes = {parameter_name: parameter.numel() for parameter_name, parameter in module.named_parameters()}
     stages = backbone.stages(module)
+    axes = "N, T" if backbone.features == "sequence" else "N"
     return {
         "kind": "backbone",
         "name": backbone.name,
         "modality": backbone.modality,
-        "features": f"{backbone.features} (N, {backbone.feature_size(module)})",
+        "features": f"{backbone.features} ({axes}, {backbone.feature_size(module)})",
         "parameters": sum(sizes.values()),
         "preprocessing": backbone.preprocessing.to_dict(),
         "augmentation": list(backbone.preprocessing.policies),

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
-from torch import Tensor
 
 from autoft.catalog import Catalog
 from autoft.config import Known, Objection, PluginsConfig, StudyConfig, load_study, study_from_data
 from autoft.discovery import discover
 from autoft.errors import AutoftError, BackboneError, ConfigError, DataError, PluginError, Problem, first_line
 from autoft.events import Event, Listener
+from autoft.ragged import Ragged, Rows
 from autoft.space import SETTINGS, Searched, check_values
 from autoft.specs import SPLITS, Backbone, Head, RawData, Sample
-from autoft.splits import Splits, make_splits
+from autoft.splits import Splits, Subset, make_splits
 from autoft.train import Objective, choose_device
 
+# Settings of a study's `data` section that only some formats take.
+DATA_OPTIONS = ("text", "image", "label", "delimiter", "group", "split", "validation", "test", "subset")
+FIT_SAMPLES = 2000  # training samples that preprocessing adapts to: enough for the 99.5th percentile of texts' lengths
 STUDY_SUFFIXES = (".yaml", ".yml")
 # Millions of parameters of a suggested backbone: what trains in minutes on some thousand images.
 SUGGESTED_MILLIONS = {"cpu": 12.0, "mps": 30.0, "cuda": 30.0}
@@ -48,8 +52,8 @@ class Prepared:
     data_format: str
     raw: RawData
     splits: Splits
-    samples: Mapping[str, tuple[Sample, ...]]
-    encoded: Mapping[str, Tensor]
+    samples: Mapping[str, Sequence[Sample]]
+    encoded: Mapping[str, Rows]
     objective: Objective
     backbones: tuple[Backbone, ...]
     device: torch.device
@@ -126,19 +130,18 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
     head = _head(config, catalog, raw)
     splits = make_splits(
         raw.samples,
+        stratify=head.stratify,
         validation_share=config.data.validation_share,
         test_share=config.data.test_share,
         seed=config.data.split_seed,
     )
-    samples: dict[str, tuple[Sample, ...]] = {
-        split: tuple(raw.samples[index] for index in getattr(splits, split)) for split in SPLITS
-    }
+    samples: dict[str, Sequence[Sample]] = {split: Subset(raw.samples, getattr(splits, split)) for split in SPLITS}
     targets = head.describe([sample.target for sample in samples["train"]])
     encoded = {split: head.encode([sample.target for sample in chosen], targets) for split, chosen in samples.items()}
     metric = config.search.metric or head.default_metric(targets)
     _check_metric(config, head, Objective(head, targets, metric), encoded["validation"])
     _check_batch_size(config, len(samples["train"]))
-    backbones = _backbones(config, catalog, raw, device, listener)
+    backbones = _fitted(_backbones(config, catalog, raw, head, device, listener), samples["train"], config.search.seed)
     listener(_summary(raw, format_name, splits, targets.labels, metric, head))
     for warning in splits.warnings:
         listener(Event("warning", warning, {"about": "splits"}))
@@ -183,7 +186,20 @@ def _device(config: StudyConfig) -> torch.device:
 def _read(config: StudyConfig, catalog: Catalog) -> tuple[RawData, str]:
     path = config.data.path
     format_ = catalog.data_format(config.data.plugin) if config.data.plugin else catalog.detect_data(path)
-    return format_.load(path, {"max_rejected": config.data.max_rejected}), format_.name
+    given = {name: getattr(config.data, name) for name in DATA_OPTIONS}
+    options = {name: value for name, value in given.items() if value is not None}
+    strange = [
+        config.problem(
+            f"data.{name}", f"is not a setting of {format_.name} data", "remove it, or choose another `data.plugin`"
+        )
+        for name in options
+        if name not in format_.options
+    ]
+    if strange:
+        raise ConfigError(config.source, strange)
+    if config.task is not None and "task" in format_.options:
+        options["task"] = config.task
+    return format_.load(path, {"max_rejected": config.data.max_rejected, **options}), format_.name
 
 
 def _head(config: StudyConfig, catalog: Catalog, raw: RawData) -> Head:
@@ -202,7 +218,7 @@ def _head(config: StudyConfig, catalog: Catalog, raw: RawData) -> Head:
     return head
 
 
-def _check_metric(config: StudyConfig, head: Head, objective: Objective, validation: Tensor) -> None:
+def _check_metric(config: StudyConfig, head: Head, objective: Objective, validation: Rows) -> None:
     metric = objective.metric
     if metric not in head.directions:
         names = ", ".join(head.directions)
@@ -210,7 +226,12 @@ def _check_metric(config: StudyConfig, head: Head, objective: Objective, validat
             config.source, [config.problem("search.metric", f"must be one of {names} for {head.name}, but got {metric!r}")]
         )
     flat = torch.zeros((len(validation), len(objective.targets.labels)))
-    if metric not in head.metrics(flat, validation, objective.targets):
+    outputs = (
+        Ragged(flat[:0].new_zeros((len(validation.values), flat.shape[1])), validation.offsets)
+        if isinstance(validation, Ragged)
+        else flat
+    )
+    if metric not in head.metrics(outputs, validation, objective.targets):
         raise DataError(
             f"the metric {metric} is not defined on the validation split: it lacks some of the classes",
             "choose another `search.metric`, or put samples of every class into the validation split",
@@ -229,17 +250,19 @@ def _check_batch_size(config: StudyConfig, samples: int) -> None:
 
 
 def _backbones(
-    config: StudyConfig, catalog: Catalog, raw: RawData, device: torch.device, listener: Listener
+    config: StudyConfig, catalog: Catalog, raw: RawData, head: Head, device: torch.device, listener: Listener
 ) -> tuple[Backbone, ...]:
     if not config.backbones:
         name = _suggested(catalog, raw, device)
         listener(Event("data", f"no backbone was named; {name} is suggested for {device.type}", {"suggested": name}))
-        return (catalog.resolve_backbone(name, typical_size=raw.typical_size),)
+        return (catalog.resolve_backbone(name, typical_size=raw.typical_size, features=head.features),)
     backbones: list[Backbone] = []
     problems: list[Problem] = []
     for index, wanted in enumerate(config.backbones):
         try:
-            backbone = catalog.resolve_backbone(wanted.name, wanted.weights, wanted.image_size, raw.typical_size)
+            backbone = catalog.resolve_backbone(
+                wanted.name, wanted.weights, wanted.image_size, raw.typical_size, head.features, wanted.max_length
+            )
         except (BackboneError, PluginError) as error:
             problems.append(config.problem(f"backbones.{index}", error.message, error.hint))
             continue
@@ -255,14 +278,22 @@ def _backbones(
     return tuple(backbones)
 
 
+def _fitted(backbones: Sequence[Backbone], samples: Sequence[Sample], seed: int) -> tuple[Backbone, ...]:
+    """Adapt the backbones' preprocessing to a random choice of training samples."""
+    count = min(FIT_SAMPLES, len(samples))
+    rows = sorted(np.random.default_rng(seed).choice(len(samples), count, replace=False))
+    sources = [samples[int(row)].source for row in rows]
+    return tuple(replace(backbone, preprocessing=backbone.preprocessing.fit(sources)) for backbone in backbones)
+
+
 def _same(one: Backbone, other: Backbone) -> bool:
     return (one.name, one.weights, one.image_size) == (other.name, other.weights, other.image_size)
 
 
 def _suggested(catalog: Catalog, raw: RawData, device: torch.device) -> str:
     for family in catalog.families.values():
-        if family.modality == raw.modality:
-            for name in family.suggest(SUGGESTED_MILLIONS[device.type]):
+        if family.modality in (None, raw.modality):
+            for name in family.suggest(raw.modality, SUGGESTED_MILLIONS[device.type]):
                 return name
     raise PluginError(
         f"no installed backbone family takes {raw.modality} data",

@@ -178,6 +178,13 @@ def shared_policies(backbones: Sequence[Backbone]) -> tuple[str, ...]:
     )
 
 
+def choose_augmentation(wanted: str, policies: Sequence[str]) -> str:
+    """Return the policy for `auto`: `light` where the backbones have it, else none."""
+    if wanted != "auto":
+        return wanted
+    return "light" if "light" in policies else "none"
+
+
 def build_space(
     wanted: Mapping[str, Searched],
     head: Head,

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from torch import Tensor, nn
+
+    from autoft.ragged import Ragged
 
 Direction = Literal["maximize", "minimize"]
 Split = Literal["train", "validation", "test"]
+Answer = Literal["label", "labels", "values", "entities"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+IGNORED = -100  # in aligned targets: a position that has none, such as a sub-token inside a word
 
 
 # --- the search space -----------------------------------------------------------------------------
@@ -75,10 +78,13 @@ class Sample:
 
     Attributes:
         id: Stable name within the data, such as a path relative to its root.
-        source: What the backbone's preprocessing decodes; for images a `Path`.
-        target: The raw target; for classification the label's text.
+        source: What the backbone's preprocessing decodes. For images a `Path`, or the bytes of a file. For texts a string, a
+            tuple of two strings for a pair, or a list of strings: the words of a text whose tags are the target.
+        target: The raw target: for classification the label's text, for several labels a tuple of texts, for regression a
+            tuple of numbers, for tagged words a tuple with a tag for each word.
         content: Hash of the raw content; equal hashes are duplicates.
         split: The split that the data itself declares, or None where autoft is to choose.
+        group: Samples of one group, such as a patient or an author, stay in one split; None where it is alone.
     """
 
     id: str
@@ -86,6 +92,7 @@ class Sample:
     target: Any
     content: str
     split: Split | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,18 +110,24 @@ class RawData:
     Attributes:
         modality: `image`, `text`, ...: which backbones can take them.
         task: Name of the head that fits the targets.
-        samples: Every readable sample.
+        samples: Every readable sample. A sequence may make them as they are asked for, which keeps data larger than memory
+            out of it; one pass from the first to the last must be cheap, and so must any ascending choice of them.
         rejected: The quarantine list: samples that could not be read.
         fingerprint: Hash of all contents, targets and declared splits; equal fingerprints mean equal data.
         typical_size: For images, the 95th percentile of the longer side in pixels; None where it means nothing.
+        found: The options that describe what was read, such as the names of its columns, whether given or found out;
+            the same options read other data in the same way, so they travel in the bundle.
+        notes: What people should know of the data, such as missing values; each a sentence.
     """
 
     modality: str
     task: str
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     rejected: tuple[Rejected, ...]
     fingerprint: str
     typical_size: int | None = None
+    found: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,18 +136,21 @@ class DataFormat:
 
     Attributes:
         name: Such as `image-folder`.
-        modality: What it holds: `image`, `text`, ...
+        modality: What it holds: `image`, `text`, ...; None where only the data can tell.
         detect: Cheap check whether a path is of this kind; must not read samples.
         load: Reads a path and options into samples. Raises `DataError` where nothing can be learned from it. The options
             are `max_rejected`, the share of samples that may be unreadable, and `for_training`: False where a finished
             model is scored, so that one class, or one sample of it, is enough. Both must be accepted and may be ignored.
+        options: Names of the settings of a study's `data` section that it takes beyond those of every format, such as
+            `text` and `label`; `load` finds those that were given among its options.
         help: One line for `autoft plugins`.
     """
 
     name: str
-    modality: str
+    modality: str | None
     detect: Callable[[Path], bool]
     load: Callable[[Path, Mapping[str, Any]], RawData]
+    options: tuple[str, ...] = ()
     help: str = ""
 
 
@@ -157,6 +173,9 @@ class Stage:
 class Preprocessing(Protocol):
     """Turns a raw sample into what a backbone takes; declared as data, so that the bundle can repeat it exactly."""
 
+    def fit(self, sources: Sequence[Any]) -> Preprocessing:
+        """Return it adapted to some training samples, such as to texts' length; itself where nothing is to adapt."""
+
     def decode(self, source: Any, *, augmented: bool) -> Tensor:
         """Return one sample as a compact tensor of fixed shape, worth keeping in memory (images: uint8 `(C, H, W)`).
 
@@ -174,18 +193,49 @@ class Preprocessing(Protocol):
             rng: The only source of randomness, so that a trial can be repeated.
         """
 
-    def inputs(self, batch: Tensor) -> tuple[Tensor, ...]:
-        """Return the backbone's inputs for a batch of decoded samples, on the batch's device."""
+    def inputs(self, batch: Any) -> tuple[Tensor, ...]:
+        """Return the backbone's inputs for a batch of decoded samples, on the batch's device.
+
+        Args:
+            batch: A tensor with a row a sample; a `Ragged` where the preprocessing is ragged.
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole declaration, JSON-ready; equal dictionaries mean equal preprocessing."""
 
-    def preprocessor_config(self) -> dict[str, Any]:
-        """Return the declaration in the form of the Hugging Face ecosystem's `preprocessor_config.json`."""
+    def files(self) -> dict[str, str]:
+        """Return the declaration as the Hugging Face ecosystem's files, such as `preprocessor_config.json`: text by name."""
 
     @property
     def policies(self) -> tuple[str, ...]:
         """Augmentation policies, weakest first; the first is `none`."""
+
+    @property
+    def ragged(self) -> bool:
+        """Whether decoded samples differ in their first axis; it is then a `RaggedPreprocessing`."""
+
+    @property
+    def runtime(self) -> Path:
+        """The script that repeats it in a bundle without autoft, and answers; copied as `predict.py`.
+
+        It holds a class `Bundle` with `load(folder)`, `outputs(sources)`, `vectors(sources)`, `answers(sources)` and
+        `check()`, and `main()`.
+        """
+
+
+class RaggedPreprocessing(Preprocessing, Protocol):
+    """Preprocessing of samples that differ in length, such as texts: decoded, each is `(T, ...)` with a T of its own."""
+
+    def decode_many(self, sources: Sequence[Any]) -> tuple[Ragged, np.ndarray]:
+        """Return many decoded samples, as `decode` gives them one by one; and which were too long and so cut, `(N,)`."""
+
+    def align(self, batch: Ragged, targets: Ragged) -> Tensor:
+        """Return targets of parts (words) as one row a sample `(N, T)`, `IGNORED` where a position has none.
+
+        Args:
+            batch: Decoded samples.
+            targets: For each sample, a number for each of its parts.
+        """
 
 
 @dataclass(frozen=True)
@@ -196,7 +246,7 @@ class Backbone:
         name: Full name, `FAMILY/MODEL`.
         modality: `image`, `text`, ...
         weights: Where its weights come from: `pretrained`, `none`, or a path.
-        features: The kind of features its module returns: `pooled` is `(N, C)`.
+        features: The kind of features its module returns: `pooled` is `(N, C)`, `sequence` is `(N, T, C)`.
         inputs: Names of the module's positional inputs, as they appear in the exported graph.
         preprocessing: How raw samples become inputs.
         build: Returns a new module with its weights loaded, sharing nothing with any other. Raises `BackboneError`.
@@ -234,12 +284,17 @@ class BackboneRequest:
         weights: `pretrained` (hub or cache), `none` (random), or a path to a local file or folder.
         image_size: Side of the square input in pixels, or None to choose by the model and the data.
         typical_size: `RawData.typical_size`: lets a family avoid blowing small images up.
+        features: The kind of features that the task needs. A family that has several gives this one; the engine refuses a
+            backbone of another kind.
+        max_length: For texts, the most tokens a sample may have, or None to choose by the data and the model.
     """
 
     model: str
     weights: str = "pretrained"
     image_size: int | None = None
     typical_size: int | None = None
+    features: str = "pooled"
+    max_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -248,18 +303,19 @@ class BackboneFamily:
 
     Attributes:
         name: The part before the slash in `timm/resnet18`.
-        modality: What its backbones take.
+        modality: What its backbones take; None where they differ.
         resolve: Turns a request into a backbone without loading weights. Raises `BackboneError` for unknown names.
         models: All model names, for nearest-name hints; may be slow.
-        suggest: Good models of at most that many million parameters, best first; a study naming none gets the first.
+        suggest: Good models for a modality of at most so many million parameters, best first; a study naming none gets the
+            first.
         help: One line for `autoft plugins`.
     """
 
     name: str
-    modality: str
+    modality: str | None
     resolve: Callable[[BackboneRequest], Backbone]
     models: Callable[[], Sequence[str]]
-    suggest: Callable[[float], Sequence[str]]
+    suggest: Callable[[str, float], Sequence[str]]
     help: str = ""
 
 
@@ -271,40 +327,54 @@ class Targets:
     """What a head learned about the training targets.
 
     Attributes:
-        labels: Class names in the order of the outputs.
-        counts: Training samples a class, in the same order.
+        labels: Names of the outputs, in their order: classes, tags, or the numbers to predict.
+        counts: Training samples of each class, in the same order; empty where there are no classes.
+        values: Numbers that answers need beside the names, such as `thresholds`, each a list; they travel in the bundle.
     """
 
     labels: tuple[str, ...]
-    counts: tuple[int, ...]
+    counts: tuple[int, ...] = ()
+    values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def imbalance(self) -> float:
-        """Size of the largest class over that of the smallest; 1 where all are equal."""
-        return max(self.counts) / max(1, min(self.counts))
+        """Size of the largest class over that of the smallest; 1 where all are equal, or there are none."""
+        return max(self.counts) / max(1, min(self.counts)) if self.counts else 1.0
 
 
 @dataclass(frozen=True)
 class Head:
     """A task: its output module, loss, metrics and answers.
 
+    Encoded targets, and outputs over a whole split, are a tensor with one row a sample. For tasks that answer for parts of
+    a sample (tagged words) both are a `Ragged` with a row a part; samples cut short have outputs for their first parts only.
+
     Attributes:
         name: Such as `image-classification`.
         modality: Which data it is for, or None for any.
-        features: The kind of features it needs; `pooled` is `(N, C)`.
+        features: The kind of features it needs; `pooled` is `(N, C)`, `sequence` is `(N, T, C)`.
         describe: Reads the training targets. Raises `DataError` where they cannot be learned.
         encode: Turns raw targets into a tensor with one row a sample. Raises `DataError` for a target it does not know.
         build: Makes the output module from the size C of the features; takes the knobs' values.
-        loss: Mean loss of a batch, `(outputs, encoded targets, targets, knobs) -> scalar tensor`.
+        loss: Mean loss of a batch, `(outputs, encoded targets, targets, knobs) -> scalar tensor`. With `sequence` features
+            the outputs are `(N, T, K)`, and the encoded targets `(N, T)` with `IGNORED` where there is none.
         activation: Turns outputs into scores inside the exported graph (classification: softmax).
         metrics: `(outputs, encoded targets, targets) -> values by name`, over a whole split, never averaged by batch.
             A metric that the split does not define (AUROC with one class) is left out.
         directions: Whether each metric is to be maximized or minimized.
         default_metric: The metric that the search optimizes when the study names none.
         report: A finer account of a split, JSON-ready (classification: one entry a class).
+        answer: What an answer is: one `label` of all, any number of `labels` by threshold, `values` (numbers), or
+            `entities` (spans of a text). The bundle's script makes it from the scores.
+        scores: Name of the graph's second output, which `activation` gives, or None where the outputs are the answer.
+        stratify: Gives each raw target a class for dividing the data, so that every split gets its share of each; None
+            where the data is divided without regard to its targets.
+        tune: Sets what answers need and training does not give, such as thresholds, from outputs and encoded targets of the
+            validation split; returns the targets with them. None where there is nothing.
+        draw_weights: How often each training sample is to be drawn in proportion to the others, `(encoded targets, targets,
+            knobs) -> weights (N,)`, or None for every sample once an epoch.
         knobs: Settings it adds to training and to the search.
-        runtime: The script that runs a bundle of this head and its modality without autoft; copied as `predict.py`. It
-            holds a class `Bundle` with `load(folder)`, `outputs(sources)`, `answers(sources)` and `check()`, and `main()`.
+        runtime: The script of its bundles where that of the backbone's preprocessing does not know its answers; or None.
         help: One line for `autoft plugins`.
     """
 
@@ -312,16 +382,21 @@ class Head:
     modality: str | None
     features: str
     describe: Callable[[Sequence[Any]], Targets]
-    encode: Callable[[Sequence[Any], Targets], Tensor]
+    encode: Callable[[Sequence[Any], Targets], Tensor | Ragged]
     build: Callable[[int, Targets, Mapping[str, Any]], nn.Module]
     loss: Callable[[Tensor, Tensor, Targets, Mapping[str, Any]], Tensor]
     activation: Callable[[Tensor], Tensor]
-    metrics: Callable[[torch.Tensor, torch.Tensor, Targets], dict[str, float]]
+    metrics: Callable[[Any, Any, Targets], dict[str, float]]
     directions: Mapping[str, Direction]
     default_metric: Callable[[Targets], str]
-    report: Callable[[torch.Tensor, torch.Tensor, Targets], dict[str, Any]]
-    runtime: Path
+    report: Callable[[Any, Any, Targets], dict[str, Any]]
+    answer: Answer = "label"
+    scores: str | None = "probabilities"
+    stratify: Callable[[Sequence[Any]], Sequence[str]] | None = None
+    tune: Callable[[Any, Any, Targets], Targets] | None = None
+    draw_weights: Callable[[Any, Targets, Mapping[str, Any]], np.ndarray | None] = lambda encoded, targets, knobs: None
     knobs: tuple[Knob, ...] = field(default=())
+    runtime: Path | None = None
     help: str = ""
 
 

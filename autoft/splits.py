@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, overload
 
 import numpy as np
 
@@ -46,7 +47,39 @@ class _Group:
     members: tuple[int, ...]
 
 
-def make_splits(samples: Sequence[Sample], *, validation_share: float, test_share: float, seed: int) -> Splits:
+class Subset(Sequence[Sample]):
+    """Some samples of a sequence, made only when they are asked for.
+
+    Args:
+        samples: All.
+        indices: Which of them, in their order.
+    """
+
+    def __init__(self, samples: Sequence[Sample], indices: Sequence[int]) -> None:
+        self._samples = samples
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Subset: ...
+    def __getitem__(self, index: int | slice) -> Sample | Subset:
+        if isinstance(index, slice):
+            return Subset(self._samples, self._indices[index])
+        return self._samples[self._indices[index]]
+
+
+def make_splits(
+    samples: Sequence[Sample],
+    *,
+    validation_share: float,
+    test_share: float,
+    seed: int,
+    stratify: Callable[[Sequence[Any]], Sequence[str]] | None = list,
+) -> Splits:
     """Divide samples into train, validation and test.
 
     Declared splits are kept; undeclared samples count as train. Each missing split is cut from train: of every class
@@ -58,6 +91,7 @@ def make_splits(samples: Sequence[Sample], *, validation_share: float, test_shar
         validation_share: Share of train for a validation split, if none is declared; above 0.
         test_share: Share of train for a test split, if none is declared; 0 makes none.
         seed: Chooses which samples; not how many.
+        stratify: Gives each target its class; None divides without regard to targets.
 
     Raises:
         DataError: A class has too few distinct samples to be divided, or is in validation or test but not in train; ids

@@ -314,6 +314,13 @@ def choose_batch_size(wanted: str | int, samples: int) -> int:
     return min(64, max(8, 1 << int(math.log2(max(1, samples / 16)))), samples)
 
 
+def choose_epochs(wanted: str | int, modality: str) -> int:
+    """Return the epochs for `auto`: 4 for texts, whose models overfit soon, and 10 for everything else."""
+    if wanted != "auto":
+        return int(wanted)
+    return 4 if modality == "text" else 10
+
+
 def _evaluation_batch(config: TrainConfig) -> int:
     """Return a batch size without gradients: at least 64, as small ones waste time, unless memory has run out before."""
     return 2 * config.micro_batch if config.micro_batch else max(64, 2 * config.batch_size)

@@ -18,6 +18,7 @@ from autoft.errors import DataError, RunError, first_line
 from autoft.files import copy_atomically, load_tensors, read_json, write_json
 from autoft.loading import SplitData
 from autoft.model import FineTuneModel, assemble
+from autoft.ragged import Rows
 from autoft.specs import Backbone, Sample
 from autoft.train import EpochReport, Interrupted, NonFiniteError, Objective, TrainConfig, fit
 
@@ -112,7 +113,7 @@ class Worker:
 
     def __init__(
         self,
-        splits: Mapping[str, tuple[Sequence[Sample], torch.Tensor]],
+        splits: Mapping[str, tuple[Sequence[Sample], Rows]],
         objective: Objective,
         *,
         device: torch.device,

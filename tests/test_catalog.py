@@ -35,7 +35,7 @@ def backbone(request: BackboneRequest) -> Backbone:
 
 
 def family(resolve: Callable[[BackboneRequest], Any] = backbone, name: str = "timm") -> BackboneFamily:
-    return BackboneFamily(name, "image", resolve, models=list, suggest=lambda millions: [])
+    return BackboneFamily(name, "image", resolve, models=list, suggest=lambda modality, millions: [])
 
 
 def form(name: str, detect: Callable[[Path], bool]) -> DataFormat:

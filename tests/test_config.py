@@ -273,7 +273,7 @@ trainer:
         "line 7: backbones.1.image_size: must be at least 8, but got 4",
         "line 9: space.learning_rate.high: must be more than `low`, which is 0.01, but got 1e-05",
         "line 11: search.trails: is not a setting here; did you mean `trials`?",
-        "line 13: trainer.epochs: must be a whole number, but got 'ten'",
+        "line 13: trainer.epochs: must be `auto` or a whole number of at least 1, but got 'ten'",
     ]
 
 

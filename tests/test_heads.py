@@ -206,8 +206,3 @@ def test_knobs_defaults_are_allowed_and_inside_what_is_searched() -> None:
             continue
         assert knob.search.low <= knob.default <= knob.search.high  # type: ignore[union-attr, operator]
         assert knob.allowed.low <= knob.search.low <= knob.search.high <= knob.allowed.high  # type: ignore[union-attr]
-
-
-def test_runtime_is_the_bundles_script() -> None:
-    assert HEAD.runtime.name == "image_classification.py"
-    assert HEAD.runtime.is_file()

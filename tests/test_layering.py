@@ -18,9 +18,9 @@ ROOT = Path(autoft.__file__).parent
 # of its modules. `runtime` is copied into bundles and imports nothing of autoft; `builtin` enters by entry points only.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
-    ("errors", "specs", "files", "events"),
+    ("errors", "specs", "files", "events", "ragged"),
     ("hookspecs", "config", "plugin_record", "catalog"),
-    ("images", "augment", "splits", "freezing"),
+    ("images", "augment", "text", "splits", "freezing"),
     ("model", "regularize", "loading"),
     ("train", "space"),
     ("worker",),

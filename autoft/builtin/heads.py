@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import DataError, nearest
@@ -40,8 +39,6 @@ KNOBS = (
 @hookimpl
 def autoft_heads() -> list[Head]:
     """Offer image classification."""
-    from autoft.runtime import image_classification
-
     return [
         Head(
             name="image-classification",
@@ -56,7 +53,7 @@ def autoft_heads() -> list[Head]:
             directions={"accuracy": "maximize", "f1_macro": "maximize", "log_loss": "minimize", "auroc": "maximize"},
             default_metric=default_metric,
             report=report,
-            runtime=Path(image_classification.__file__),
+            stratify=list,
             knobs=KNOBS,
             help="one label an image: cross-entropy; accuracy, macro F1, log-loss, AUROC",
         )

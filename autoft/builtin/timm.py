@@ -45,7 +45,7 @@ def autoft_backbones() -> list[BackboneFamily]:
             modality="image",
             resolve=resolve,
             models=models,
-            suggest=suggest,
+            suggest=lambda modality, max_millions: suggest(max_millions),
             help="image models of pytorch-image-models, by name: timm/resnet18, timm/vit_tiny_patch16_224, ...",
         )
     ]

@@ -97,6 +97,9 @@ def override(document: Document, option: str, number: int) -> None:
     return None
 
 
+HUB = "hf:/"  # data on the Hugging Face hub, `hf://datasets/OWNER/NAME`; pathlib makes one slash of two
+
+
 def resolve_paths(document: Document) -> None:
     """Make paths absolute: those of a study file from its folder, those of options from the current folder."""
     data, backbones = document.values.get("data"), document.values.get("backbones")
@@ -116,8 +119,9 @@ def resolve_paths(document: Document) -> None:
             got = f"there is nothing at {settings[key]!r}" if written else "got ''"
             document.findings.append(Finding(loc, f"{rule}, but {got}", hint))
 
-    if isinstance(data, dict) and isinstance(data.get("path"), str):
-        resolve(data, "path", ("data", "path"), "must be an existing file or folder")
+    for key in ("path", "validation", "test"):
+        if isinstance(data, dict) and isinstance(data.get(key), str) and not data[key].startswith(HUB):
+            resolve(data, key, ("data", key), "must be an existing file or folder")
     for position, entry in enumerate(backbones if isinstance(backbones, list) else []):
         weights = entry.get("weights") if isinstance(entry, dict) else None
         if isinstance(weights, str) and weights not in ("pretrained", "none"):

@@ -76,10 +76,26 @@ def _bytes(value: object) -> object:
     raise _invalid(f"{rule}, but got {shown(value)}", "0 keeps nothing in memory")
 
 
-def _batch_size(value: object) -> object:
+def _auto_or_whole(value: object) -> object:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
     raise _invalid(f"must be `auto` or a whole number of at least 1, but got {shown(value)}")
+
+
+def _columns(value: object) -> object:
+    if value is None or (isinstance(value, str) and value):
+        return value
+    named = isinstance(value, list) and value and all(isinstance(name, str) and name for name in value)
+    if named and len(set(value)) == len(value):  # type: ignore[call-overload, arg-type]
+        return tuple(value)  # type: ignore[arg-type]
+    raise _invalid(f"must be the name of a column, or a list of different names, but got {shown(value)}")
+
+
+def _one_or_two_columns(value: object) -> object:
+    columns = _columns(value)
+    if isinstance(columns, tuple) and len(columns) != 2:
+        raise _invalid(f"must be the name of a column, or two for pairs of texts, but got {shown(value)}")
+    return columns
 
 
 def _device(value: object) -> object:
@@ -119,8 +135,17 @@ class DataConfig(Section):
     """Where the samples come from, and how they are split.
 
     Attributes:
-        path: File or folder of the data, absolute.
+        path: File or folder of the data, absolute; or `hf://datasets/OWNER/NAME` on the Hugging Face hub.
         plugin: Name of the data format, or None to detect it.
+        text: Of a table, the column of the texts, or two columns of text pairs; None to find it.
+        image: Of a table, the column of the images' paths, relative to the table; None to find it.
+        label: Of a table, the column of the labels, or a list of columns of zeros and ones, one a label; None to find it.
+        delimiter: Of a table, what separates several labels in one cell; None where a cell is one label.
+        group: Of a table, a column whose equal values stay in one split, such as an author; None for none.
+        split: Of a table, the column that names each row's split; None to take a column named `split` where there is one.
+        validation: A file of validation samples beside `path`.
+        test: A file of test samples beside `path`.
+        subset: Name of a data set's configuration on the hub, such as `sst2`.
         validation_share: Share of the samples to validate on, where the data declares no such split.
         test_share: Share of the samples scored once at the end, where the data declares no such split.
         max_rejected: Largest share of unreadable samples that is tolerated.
@@ -129,6 +154,15 @@ class DataConfig(Section):
 
     path: Path
     plugin: Text | None = None
+    text: Annotated[str | tuple[str, str] | None, BeforeValidator(_one_or_two_columns)] = None
+    image: Text | None = None
+    label: Annotated[str | tuple[str, ...] | None, BeforeValidator(_columns)] = None
+    delimiter: Text | None = None
+    group: Text | None = None
+    split: Text | None = None
+    validation: Path | None = None
+    test: Path | None = None
+    subset: Text | None = None
     validation_share: Annotated[Number, Field(gt=0)] = 0.15
     test_share: Annotated[Number, Field(gt=0, validate_default=True)] = 0.15
     max_rejected: Annotated[Number, Field(ge=0, lt=1)] = 0.01
@@ -154,11 +188,13 @@ class BackboneConfig(Section):
         name: Full name, `FAMILY/MODEL`.
         weights: `pretrained` (hub or cache), `none` (random), or the absolute path of a local file or folder.
         image_size: Side of the square input in pixels, or None to choose by the model and the data.
+        max_length: For texts, the most tokens of a sample, or None to choose by the model and the data.
     """
 
     name: Text
     weights: Text = "pretrained"
     image_size: Annotated[Whole, Field(ge=8)] | None = None
+    max_length: Annotated[Whole, Field(ge=4)] | None = None
 
 
 class PluginsConfig(Section):
@@ -195,12 +231,12 @@ class TrainerConfig(Section):
     """How a trial trains; what is searched stands in `space`.
 
     Attributes:
-        epochs: Passes over the training split, at most.
+        epochs: Passes over the training split, at most; `auto` is 10 for images and 4 for texts.
         batch_size: Samples an optimizer step, or `auto`.
         precision: Number format of the forward pass, or `auto`.
         optimizer: `adamw` or `sgd`.
         momentum: Momentum of `sgd`; `adamw` ignores it.
-        augmentation: Name of one of the backbone's augmentation policies.
+        augmentation: Name of one of the backbone's augmentation policies; `auto` is `light` where there is one.
         patience: Epochs without a better score after which a trial stops, or None to train them all.
         warmup: Share of the steps over which the learning rate rises.
         gradient_clip: Largest gradient norm, or None for no limit.
@@ -208,12 +244,12 @@ class TrainerConfig(Section):
         memory: Bytes of decoded data held in memory at most, or `auto`.
     """
 
-    epochs: Annotated[Whole, Field(ge=1)] = 10
-    batch_size: Annotated[int | Literal["auto"], BeforeValidator(_batch_size)] = "auto"
+    epochs: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_whole)] = "auto"
+    batch_size: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_whole)] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
-    augmentation: Text = "light"
+    augmentation: Text = "auto"
     patience: Annotated[Whole, Field(ge=1)] | None = None
     warmup: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
     gradient_clip: Annotated[Number, Field(gt=0)] | None = 1.0

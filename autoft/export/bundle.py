@@ -190,8 +190,9 @@ def _write_files(folder: Path, trained: Trained, proto: onnx.ModelProto) -> None
     if can_preprocess(declared):
         onnx.save_model(build_preprocess_model(declared), folder / "onnx" / "preprocess.onnx")
     save_tensors(folder / "model.safetensors", trained.model.state_dict(), {"backbone": backbone.name})
-    shutil.copyfile(trained.objective.head.runtime, folder / "predict.py")
-    write_json(folder / "preprocessor_config.json", backbone.preprocessing.preprocessor_config())
+    shutil.copyfile(trained.objective.head.runtime or backbone.preprocessing.runtime, folder / "predict.py")
+    for name, content in backbone.preprocessing.files().items():
+        write_text(folder / name, content)
     write_json(
         folder / "config.json",
         {

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from autoft.errors import ExportError
+from autoft import runtime
+from autoft.errors import BundleError, ExportError
+from autoft.specs import Head
+
+RUNTIMES = {"image": "image_classification.py", "text": "text.py"}  # by the kind of preprocessing
+
+
+def runtime_of(contract: Mapping[str, Any], head: Head) -> Path:
+    """Return autoft's own copy of the script that runs a bundle.
+
+    Raises:
+        BundleError: autoft has no script for its kind of preprocessing.
+    """
+    if head.runtime is not None:
+        return head.runtime
+    kind = contract.get("preprocessing", {}).get("kind")
+    if kind not in RUNTIMES:
+        raise BundleError(f"this autoft runs bundles for {' and '.join(RUNTIMES)} data, but this one is for {kind!r}")
+    return Path(runtime.__file__).parent / RUNTIMES[kind]
 
 
 def load_script(path: Path) -> ModuleType:

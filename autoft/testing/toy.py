@@ -53,7 +53,7 @@ def autoft_backbones() -> list[BackboneFamily]:
             modality="image",
             resolve=resolve,
             models=lambda: MODELS,
-            suggest=lambda max_millions: tuple(f"toy/{name}" for name in MODELS),
+            suggest=lambda modality, max_millions: tuple(f"toy/{name}" for name in MODELS),
             help="tiny image models for tests: toy/convnet (BatchNorm, dropout), toy/mlp (neither)",
         )
     ]
@@ -174,8 +174,6 @@ def _mlp() -> nn.Module:
 @hookimpl
 def autoft_heads() -> list[Head]:
     """Offer the plainest classification: a linear layer, cross-entropy, accuracy."""
-    from autoft.runtime import image_classification
-
     return [
         Head(
             name="toy-classification",
@@ -190,7 +188,7 @@ def autoft_heads() -> list[Head]:
             directions={"accuracy": "maximize", "loss": "minimize"},
             default_metric=lambda targets: "accuracy",
             report=lambda outputs, encoded, targets: _metrics(outputs, encoded, targets),
-            runtime=Path(image_classification.__file__),
+            stratify=list,
             knobs=(
                 Knob("dropout", 0.0, Range(0.0, 0.4), "dropout before the output layer", Range(0.0, 0.9)),
                 Knob("bias", "yes", None, "whether the output layer has a bias", Choice(("yes", "no"))),
