@@ -1,24 +1,139 @@
-"""Feeds batches to the trainer: decoded once into memory where they fit, otherwise read as needed, always in order."""
+"""Feeds batches to the trainer: decoded once and kept where they fit, otherwise read as needed, always in order."""
 
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from autoft.batching import batches_by_length, even_batches, longest_first, within_budget
 from autoft.errors import DataError
-from autoft.specs import Preprocessing, Sample
+from autoft.ragged import Ragged, Rows
+from autoft.specs import Preprocessing, RaggedPreprocessing, Sample
+from autoft.tokens import Tokens, decode_all
 
 Batch = tuple[tuple[Tensor, ...], Tensor]
 
+# Token slots of a forward pass in training. On a GPU it fills the machine; on a CPU more would only leave the caches.
+TOKENS = {"cuda": 16384}
+TOKENS_ELSEWHERE = 8192
+EVALUATED = 512  # texts of a batch in evaluation, at most
+
 
 class SplitData:
-    """One split of the data, ready for batches.
+    """One split of the data, ready for batches; `load_split` makes the right kind.
+
+    Attributes:
+        samples: The split's samples.
+        targets: Their encoded targets, a row a sample.
+        preprocessing: Decodes, augments, and makes inputs.
+    """
+
+    def __init__(self, samples: Sequence[Sample], targets: Rows, preprocessing: Preprocessing) -> None:
+        self.samples = samples
+        self.targets = targets
+        self.preprocessing = preprocessing
+        self._threads = min(8, os.cpu_count() or 1)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    @abstractmethod
+    def in_memory(self) -> bool:
+        """Whether all decoded samples are held in memory."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of decoded samples held in memory."""
+
+    @property
+    def cut(self) -> int:
+        """How many samples were too long for the backbone, and so cut."""
+        return 0
+
+    @abstractmethod
+    def steps(
+        self, order: np.ndarray, batch_size: int, micro_batch: int | None, *, rng: np.random.Generator, device: torch.device
+    ) -> list[list[np.ndarray]]:
+        """Cut an epoch's order into optimizer steps, and each into the parts that go through the model together.
+
+        Args:
+            order: Numbers of the samples, shuffled.
+            batch_size: Samples a step, at most.
+            micro_batch: Samples a part, at most; None for the whole step where memory allows.
+            rng: For further shuffling.
+            device: Where the model is, which decides how much fits.
+        """
+
+    @abstractmethod
+    def evaluation_batches(self, batch_size: int, *, device: torch.device) -> list[np.ndarray]:
+        """Cut the split into batches for evaluation, in whatever order is quickest."""
+
+    def units(self, rows: np.ndarray) -> np.ndarray:
+        """Return how many outputs are scored for each of some samples `(N,)`: one, or one for each word."""
+        return np.ones(len(rows), dtype=np.int64)
+
+    @abstractmethod
+    def _gather(self, rows: np.ndarray, seed: tuple[int, ...]) -> tuple[Rows, Tensor]:
+        """Return decoded samples and the targets that their outputs are compared with."""
+
+    @property
+    @abstractmethod
+    def _ready(self) -> bool:
+        """Whether a batch needs no more than a plain gather, for which threads would only add cost."""
+
+    def batches(
+        self, rows: Sequence[np.ndarray], *, device: torch.device, seed: Sequence[int] = (0,), pin: bool = False
+    ) -> Iterator[Batch]:
+        """Yield one batch for each array of row numbers: inputs and encoded targets, on the device.
+
+        Batches are prepared ahead in threads and yielded in order; the augmentation of a sample depends only on `seed` and
+        its row, never on the threads.
+
+        Args:
+            rows: For each batch, the numbers of its samples.
+            device: Where the batches are wanted.
+            seed: What the augmentation depends on, such as the trial's seed and the epoch.
+            pin: Whether to page-lock host memory, so that the copy to a GPU overlaps with computation.
+        """
+        if self._ready and not pin:
+            for chosen in rows:
+                yield self._to_device(*self._gather(chosen, tuple(seed)), device)
+            return
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="autoft-load") as pool:
+            pending: deque[Future[tuple[Rows, Tensor]]] = deque()
+            try:
+                for chosen in rows:
+                    pending.append(pool.submit(self._assemble, chosen, tuple(seed), pin))
+                    if len(pending) > self._threads:
+                        yield self._to_device(*pending.popleft().result(), device)
+                while pending:
+                    yield self._to_device(*pending.popleft().result(), device)
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _assemble(self, rows: np.ndarray, seed: tuple[int, ...], pin: bool) -> tuple[Rows, Tensor]:
+        items, targets = self._gather(rows, seed)
+        return (items.pin_memory(), targets.pin_memory()) if pin else (items, targets)
+
+    def _to_device(self, items: Rows, targets: Tensor, device: torch.device) -> Batch:
+        moved = items.to(device, non_blocking=True)
+        return self.preprocessing.inputs(moved), targets.to(device, non_blocking=True)
+
+
+class FixedData(SplitData):
+    """Samples that all decode to one shape, such as images.
 
     Decoding and augmentation run in threads: image libraries and torch release the interpreter's lock, and threads need
     no copies, no start-up, and no care on any platform.
@@ -40,20 +155,14 @@ class SplitData:
         policy: str = "none",
         memory: int = 1 << 30,
     ) -> None:
+        super().__init__(samples, targets, preprocessing)
         if policy not in preprocessing.policies:
             raise DataError(
                 f"`augmentation` must be one of {', '.join(preprocessing.policies)}, but got {policy!r}",
                 "set `trainer.augmentation`",
             )
-        self.samples = tuple(samples)
-        self.targets = targets
-        self.preprocessing = preprocessing
         self.policy = policy
-        self._threads = min(8, os.cpu_count() or 1)
         self._decoded = self._decode_all(memory)
-
-    def __len__(self) -> int:
-        return len(self.samples)
 
     @property
     def in_memory(self) -> bool:
@@ -65,52 +174,31 @@ class SplitData:
         """Bytes of decoded samples held in memory."""
         return 0 if self._decoded is None else self._decoded.numel() * self._decoded.element_size()
 
-    def batches(
-        self, rows: Sequence[np.ndarray], *, device: torch.device, seed: Sequence[int] = (0,), pin: bool = False
-    ) -> Iterator[Batch]:
-        """Yield one batch for each array of row numbers: inputs and encoded targets, on the device.
+    def steps(
+        self, order: np.ndarray, batch_size: int, micro_batch: int | None, *, rng: np.random.Generator, device: torch.device
+    ) -> list[list[np.ndarray]]:
+        """Cut an epoch's order into even steps, and each into even parts."""
+        return [even_batches(batch, micro_batch or batch_size) for batch in even_batches(order, batch_size)]
 
-        Batches are prepared ahead in threads and yielded in order; the augmentation of a sample depends only on `seed` and
-        its row, never on the threads.
+    def evaluation_batches(self, batch_size: int, *, device: torch.device) -> list[np.ndarray]:
+        """Cut the split into even batches, in its order."""
+        return even_batches(np.arange(len(self)), batch_size)
 
-        Args:
-            rows: For each batch, the numbers of its samples.
-            device: Where the batches are wanted.
-            seed: What the augmentation depends on, such as the trial's seed and the epoch.
-            pin: Whether to page-lock host memory, so that the copy to a GPU overlaps with computation.
-        """
-        if self._decoded is not None and self.policy == "none" and not pin:
-            for chosen in rows:  # a plain gather: threads would only add cost
-                yield self._to_device(self._decoded[chosen], self.targets[chosen], device)
-            return
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="autoft-load") as pool:
-            pending: deque[Future[tuple[Tensor, Tensor]]] = deque()
-            waiting = iter(rows)
-            try:
-                for chosen in waiting:
-                    pending.append(pool.submit(self._assemble, chosen, tuple(seed), pin))
-                    if len(pending) > self._threads:
-                        yield self._to_device(*pending.popleft().result(), device)
-                while pending:
-                    yield self._to_device(*pending.popleft().result(), device)
-            finally:
-                for future in pending:
-                    future.cancel()
+    @property
+    def _ready(self) -> bool:
+        return self._decoded is not None and self.policy == "none"
 
-    def _assemble(self, rows: np.ndarray, seed: tuple[int, ...], pin: bool) -> tuple[Tensor, Tensor]:
-        items = torch.stack([self._item(int(row), seed) for row in rows])
-        targets = self.targets[rows]
-        return (items.pin_memory(), targets.pin_memory()) if pin else (items, targets)
+    def _gather(self, rows: np.ndarray, seed: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        targets = cast(Tensor, self.targets)[rows]
+        if self._decoded is not None and self.policy == "none":
+            return self._decoded[rows], targets
+        return torch.stack([self._item(int(row), seed) for row in rows]), targets
 
     def _item(self, row: int, seed: tuple[int, ...]) -> Tensor:
         item = self._decoded[row] if self._decoded is not None else self._decode(row)
         if self.policy == "none":
             return item
         return self.preprocessing.augment(item, self.policy, np.random.default_rng((*seed, row)))
-
-    def _to_device(self, items: Tensor, targets: Tensor, device: torch.device) -> Batch:
-        moved = items.to(device, non_blocking=True)
-        return self.preprocessing.inputs(moved), targets.to(device, non_blocking=True)
 
     def _decode(self, row: int) -> Tensor:
         sample = self.samples[row]
@@ -135,13 +223,102 @@ class SplitData:
         return decoded
 
 
-def even_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Cut an order into batches of nearly equal size, none above `batch_size`.
+class RaggedData(SplitData):
+    """Samples that differ in length, such as texts: decoded once for all trials, and batched with others of their length.
 
-    No sample is dropped, and from a batch size of 3 on no batch holds one sample alone, which BatchNorm could not take.
-
-    Example:
-        >>> [len(batch) for batch in even_batches(np.arange(10), 4)]
-        [4, 3, 3]
+    Args:
+        samples: The split's samples.
+        targets: Their encoded targets: a tensor, or a `Ragged` where the parts of a sample have them.
+        preprocessing: Decodes and pads.
+        memory: Bytes that decoded samples may take; beyond it they are read from the cache's file.
+        cache: Folder for the decoded samples, or None for memory alone.
+        name: Of the split, for the cache.
     """
-    return np.array_split(order, -(-len(order) // batch_size))
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        targets: Rows,
+        preprocessing: RaggedPreprocessing,
+        *,
+        memory: int = 1 << 30,
+        cache: Path | None = None,
+        name: str = "split",
+    ) -> None:
+        super().__init__(samples, targets, preprocessing)
+        self._ragged = preprocessing
+        self.tokens: Tokens = decode_all(samples, preprocessing, memory=memory, cache=cache, name=name)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all decoded samples are held in memory."""
+        return self.tokens.in_memory
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of decoded samples held in memory."""
+        return self.tokens.nbytes
+
+    @property
+    def cut(self) -> int:
+        """How many samples were too long for the backbone, and so cut."""
+        return self.tokens.cut
+
+    def steps(
+        self, order: np.ndarray, batch_size: int, micro_batch: int | None, *, rng: np.random.Generator, device: torch.device
+    ) -> list[list[np.ndarray]]:
+        """Group an epoch's order into steps of similar length, and cut those that are too large for the device."""
+        lengths, budget = self.tokens.lengths, TOKENS.get(device.type, TOKENS_ELSEWHERE)
+        most = micro_batch or batch_size
+        if micro_batch is not None:  # memory ran out: a sample fewer is so many tokens fewer, too
+            budget = min(budget, micro_batch * int(lengths.max()))
+        return [within_budget(batch, lengths, budget, most) for batch in batches_by_length(order, lengths, batch_size, rng)]
+
+    def evaluation_batches(self, batch_size: int, *, device: torch.device) -> list[np.ndarray]:
+        """Cut the split into batches of similar length, longest first; short texts go many at a time."""
+        budget = min(TOKENS.get(device.type, TOKENS_ELSEWHERE), batch_size * int(self.tokens.lengths.max()))
+        return longest_first(self.tokens.lengths, budget, EVALUATED)
+
+    def units(self, rows: np.ndarray) -> np.ndarray:
+        """Return how many outputs are scored for each of some samples `(N,)`: one, or one for each word not cut off."""
+        return self.tokens.parts[rows] if isinstance(self.targets, Ragged) else super().units(rows)
+
+    @property
+    def _ready(self) -> bool:
+        return self.in_memory
+
+    def _gather(self, rows: np.ndarray, seed: tuple[int, ...]) -> tuple[Ragged, Tensor]:
+        items = self.tokens.take(rows)
+        if isinstance(self.targets, Ragged):
+            return items, self._ragged.align(items, self.targets[rows])
+        return items, self.targets[rows]
+
+
+def load_split(
+    samples: Sequence[Sample],
+    targets: Rows,
+    preprocessing: Preprocessing,
+    *,
+    policy: str = "none",
+    memory: int = 1 << 30,
+    cache: Path | None = None,
+    name: str = "split",
+) -> SplitData:
+    """Make a split ready for batches, decoded as its preprocessing does.
+
+    Args:
+        samples: The split's samples.
+        targets: Their encoded targets, a row a sample.
+        preprocessing: Decodes, augments, and makes inputs.
+        policy: Augmentation policy; `none` for validation and test.
+        memory: Bytes that decoded samples may take.
+        cache: Folder for decoded samples of different lengths, or None.
+        name: Of the split, for the cache.
+
+    Raises:
+        DataError: A sample cannot be decoded, or the policy is unknown.
+    """
+    if preprocessing.ragged:
+        ragged = cast(RaggedPreprocessing, preprocessing)
+        return RaggedData(samples, targets, ragged, memory=memory, cache=cache, name=name)
+    return FixedData(samples, cast(Tensor, targets), preprocessing, policy=policy, memory=memory)

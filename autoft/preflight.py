@@ -15,6 +15,7 @@ from autoft.events import Event, Listener
 from autoft.export.bundle import example_inputs
 from autoft.export.onnx import to_onnx
 from autoft.prepare import Prepared
+from autoft.specs import Backbone
 from autoft.train import TrainConfig
 from autoft.worker import Worker
 
@@ -69,22 +70,25 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
                 f"{backbone.name} cannot take inputs of {shapes}: {first_line(error)}",
                 "choose another `image_size`, or leave it out",
             ) from error
-        wanted = (len(inputs[0]), len(prepared.objective.targets.labels))
+        wanted = (*inputs[0].shape[: 2 if backbone.features == "sequence" else 1], len(prepared.objective.targets.labels))
         if tuple(outputs.shape) != wanted:
             raise BackboneError(f"{backbone.name} must give outputs of {wanted}, but gives {tuple(outputs.shape)}")
         count = sum(parameter.numel() for parameter in model.parameters())
         if export:
+            head = prepared.objective.head
             to_onnx(
                 model,
-                prepared.objective.head.activation,
+                head.activation,
                 inputs,
                 input_names=backbone.inputs,
                 labels=prepared.objective.targets.labels,
+                scores=head.scores,
+                lengths=backbone.preprocessing.ragged,
             )
             slowest = max(slowest, time.monotonic() - started)
         stages.append(len(model.stages))
         parameters.append(count)
-        size = "x".join(map(str, backbone.image_size)) if backbone.image_size else ""
+        size = "x".join(map(str, backbone.image_size)) if backbone.image_size else _length(backbone)
         listener(
             Event(
                 "preflight",
@@ -103,6 +107,11 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
         )
     _check_disk(run, parameters)
     return Checked(tuple(stages), tuple(parameters), slowest)
+
+
+def _length(backbone: Backbone) -> str:
+    longest = backbone.preprocessing.to_dict().get("max_length")
+    return f"up to {longest} tokens" if longest is not None else ""
 
 
 def _check_disk(run: Path, parameters: Sequence[int]) -> None:

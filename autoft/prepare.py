@@ -17,7 +17,7 @@ from autoft.errors import AutoftError, BackboneError, ConfigError, DataError, Pl
 from autoft.events import Event, Listener
 from autoft.ragged import Ragged, Rows
 from autoft.space import SETTINGS, Searched, check_values
-from autoft.specs import SPLITS, Backbone, Head, RawData, Sample
+from autoft.specs import SPLITS, Backbone, Head, RawData, Sample, Targets
 from autoft.splits import Splits, Subset, make_splits
 from autoft.train import Objective, choose_device
 
@@ -25,8 +25,10 @@ from autoft.train import Objective, choose_device
 DATA_OPTIONS = ("text", "image", "label", "delimiter", "group", "split", "validation", "test", "subset")
 FIT_SAMPLES = 2000  # training samples that preprocessing adapts to: enough for the 99.5th percentile of texts' lengths
 STUDY_SUFFIXES = (".yaml", ".yml")
-# Millions of parameters of a suggested backbone: what trains in minutes on some thousand images.
+# Millions of parameters of a suggested backbone: what trains in minutes on some thousand samples. Of a text backbone some
+# ten to a hundred millions are the vocabulary, which costs memory but no time.
 SUGGESTED_MILLIONS = {"cpu": 12.0, "mps": 30.0, "cuda": 30.0}
+SUGGESTED_MILLIONS_TEXT = {"cpu": 25.0, "mps": 150.0, "cuda": 200.0}
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
     _check_metric(config, head, Objective(head, targets, metric), encoded["validation"])
     _check_batch_size(config, len(samples["train"]))
     backbones = _fitted(_backbones(config, catalog, raw, head, device, listener), samples["train"], config.search.seed)
-    listener(_summary(raw, format_name, splits, targets.labels, metric, head))
+    listener(_summary(raw, format_name, splits, targets, metric, head))
     for warning in splits.warnings:
         listener(Event("warning", warning, {"about": "splits"}))
     if raw.rejected:
@@ -154,6 +156,8 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
                 {"about": "rejected", "rejected": [{"id": item.id, "reason": item.reason} for item in raw.rejected]},
             )
         )
+    for note in raw.notes:
+        listener(Event("data", note, {"about": "data"}))
     memory = config.trainer.memory
     return Prepared(
         config=config,
@@ -291,9 +295,10 @@ def _same(one: Backbone, other: Backbone) -> bool:
 
 
 def _suggested(catalog: Catalog, raw: RawData, device: torch.device) -> str:
+    millions = SUGGESTED_MILLIONS_TEXT if raw.modality == "text" else SUGGESTED_MILLIONS
     for family in catalog.families.values():
         if family.modality in (None, raw.modality):
-            for name in family.suggest(raw.modality, SUGGESTED_MILLIONS[device.type]):
+            for name in family.suggest(raw.modality, millions[device.type]):
                 return name
     raise PluginError(
         f"no installed backbone family takes {raw.modality} data",
@@ -301,16 +306,21 @@ def _suggested(catalog: Catalog, raw: RawData, device: torch.device) -> str:
     )
 
 
-def _summary(raw: RawData, format_name: str, splits: Splits, labels: Sequence[str], metric: str, head: Head) -> Event:
+def _summary(raw: RawData, format_name: str, splits: Splits, targets: Targets, metric: str, head: Head) -> Event:
     counts: dict[str, int] = {split: len(getattr(splits, split)) for split in SPLITS}
-    made = f" (autoft made {' and '.join(splits.made)}, stratified)" if splits.made else ""
+    how = ", stratified" if head.stratify is not None else ""
+    made = f" (autoft made {' and '.join(splits.made)}{how})" if splits.made else ""
+    nouns = {"label": "classes", "labels": "labels", "values": "numbers", "entities": "tags"}
+    what = (
+        f"in {len(targets.labels)} classes" if head.answer == "label" else f"with {len(targets.labels)} {nouns[head.answer]}"
+    )
     return Event(
         "data",
-        f"{format_name}: {len(raw.samples)} samples in {len(labels)} classes: {counts['train']} train, "
+        f"{format_name}: {len(raw.samples)} samples {what}: {counts['train']} train, "
         f"{counts['validation']} validation, {counts['test']} test{made}; task {head.name}, metric {metric}",
         {
             "format": format_name,
-            "classes": list(labels),
+            "classes": list(targets.labels),
             **counts,
             "made_splits": list(splits.made),
             "rejected": len(raw.rejected),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -33,6 +33,7 @@ class Setting:
         allowed: What a study may ask for: the limits of a number; None where only the backbone can tell.
         scratch: The preset when every backbone starts from random weights; None changes nothing.
         scratch_fixed: Whether it is fixed then: freezing random features, say, would keep noise.
+        text: For texts, the preset and what is searched instead; None for the same.
     """
 
     name: str
@@ -42,11 +43,25 @@ class Setting:
     allowed: Range | Choice | None
     scratch: Value | None = None
     scratch_fixed: bool = False
+    text: tuple[Value, Range] | None = None
+
+    def of(self, modality: str) -> Setting:
+        """Return the setting as it is for a modality."""
+        if modality != "text" or self.text is None:
+            return self
+        return replace(self, preset=self.text[0], search=self.text[1])
 
 
 SETTINGS: tuple[Setting, ...] = (
     Setting(
-        "learning_rate", 3e-4, Range(1e-5, 1e-2, log=True), "peak learning rate of the backbone", Range(1e-8, 10.0), 1e-3
+        "learning_rate",
+        3e-4,
+        Range(1e-5, 1e-2, log=True),
+        "peak learning rate of the backbone",
+        Range(1e-8, 10.0),
+        1e-3,
+        # BERT's own advice is 2e-5 to 5e-5 for all layers; here the layers below the last get less, by `layer_decay`
+        text=(5e-5, Range(5e-6, 5e-4, log=True)),
     ),
     Setting(
         "head_multiplier",
@@ -208,7 +223,7 @@ def build_space(
     scratch = all(backbone.weights == "none" for backbone in backbones)
     parameters: dict[str, Searched] = {}
     preset: dict[str, Value] = {}
-    for setting in SETTINGS:
+    for setting in (setting.of(backbones[0].modality) for setting in SETTINGS):
         preset[setting.name] = setting.scratch if scratch and setting.scratch is not None else setting.preset
         fixed = setting.search is None or (scratch and setting.scratch_fixed)
         parameters[setting.name] = preset[setting.name] if fixed or setting.search is None else setting.search

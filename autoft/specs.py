@@ -229,6 +229,9 @@ class RaggedPreprocessing(Preprocessing, Protocol):
     def decode_many(self, sources: Sequence[Any]) -> tuple[Ragged, np.ndarray]:
         """Return many decoded samples, as `decode` gives them one by one; and which were too long and so cut, `(N,)`."""
 
+    def count_parts(self, batch: Ragged) -> np.ndarray:
+        """Return how many parts (words) of each decoded sample can have a target, `(N,)`; zeros where samples are whole."""
+
     def align(self, batch: Ragged, targets: Ragged) -> Tensor:
         """Return targets of parts (words) as one row a sample `(N, T)`, `IGNORED` where a position has none.
 

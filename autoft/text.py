@@ -122,6 +122,13 @@ class TextPreprocessing:
         }
         return tuple(made[name] for name in self.names)
 
+    def count_parts(self, batch: Ragged) -> np.ndarray:
+        """Return how many words of each sample were not cut off, `(N,)`; zeros where samples are whole texts."""
+        if not self.words:
+            return np.zeros(len(batch), dtype=np.int64)
+        begun = torch.cat([torch.zeros(1, dtype=torch.int64), (batch.values[:, -1] > 0).long().cumsum(0)])
+        return begun[batch.offsets].diff().numpy()
+
     def align(self, batch: Ragged, targets: Ragged) -> Tensor:
         """Return the words' targets at the first sub-token of each word, `(N, T)` int64, `IGNORED` elsewhere.
 

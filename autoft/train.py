@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoft.batching import draw_order
 from autoft.files import load_tensors, save_tensors
 from autoft.freezing import parameter_groups
-from autoft.loading import SplitData, even_batches
+from autoft.loading import SplitData
 from autoft.model import FineTuneModel
-from autoft.specs import Direction, Head, Targets, is_better
+from autoft.ragged import Ragged, Rows
+from autoft.specs import IGNORED, Direction, Head, Targets, is_better
 
 SMALLEST_RATE = 0.01  # where the cosine ends, as a share of the peak: a last epoch at zero would train nothing
 
@@ -166,7 +168,8 @@ def fit(
         model.to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, config, no_weight_decay, device)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    steps_an_epoch = len(even_batches(np.arange(len(train)), config.batch_size))
+    weights = head.draw_weights(train.targets, targets, config.knobs)
+    steps_an_epoch = math.ceil(len(train) / config.batch_size)
     total_steps = steps_an_epoch * config.epochs
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -188,40 +191,42 @@ def fit(
         started = time.monotonic()
         # Reseeded every epoch, so that a checkpoint at an epoch's end needs no random state to be continued exactly.
         seed_everything(config.seed, epoch)
-        order = np.random.default_rng((config.seed, epoch)).permutation(len(train))
-        batches = even_batches(order, config.batch_size)
-        micro = [part for batch in batches for part in even_batches(batch, config.micro_batch or config.batch_size)]
+        rng = np.random.default_rng((config.seed, epoch))
+        order = draw_order(len(train), rng, weights)
+        steps = train.steps(order, config.batch_size, config.micro_batch, rng=rng, device=device)
+        micro = [part for parts in steps for part in parts]
         feed = train.batches(micro, device=device, seed=(config.seed, epoch), pin=device.type == "cuda")
         model.train()
         loss_sum = torch.zeros((), device=device)  # summed on the device: reading it every step would stall a GPU
-        for step, batch in enumerate(batches):
+        for step, parts in enumerate(steps):
             if should_stop is not None and should_stop():
                 feed.close()  # type: ignore[attr-defined]
                 raise Interrupted
             rate = rate_at((epoch - 1) * steps_an_epoch + step, total_steps, config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * rate
-            for _ in even_batches(batch, config.micro_batch or config.batch_size):
+            units = [int(train.units(part).sum()) for part in parts]
+            for unit in units:
                 inputs, wanted = next(feed)
                 if channels_last:
                     inputs = tuple(_to_channels_last(item) for item in inputs)
                 with autocast(device, config.precision):
                     outputs = model(*inputs)
                 loss = head.loss(outputs, wanted, targets, config.knobs)
-                scaler.scale(loss * (len(wanted) / len(batch))).backward()  # type: ignore[no-untyped-call]
-                loss_sum += loss.detach() * len(wanted)
+                scaler.scale(loss * (unit / sum(units))).backward()  # type: ignore[no-untyped-call]
+                loss_sum += loss.detach() * unit
             if config.gradient_clip is not None:
                 scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(trainable, config.gradient_clip)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-        train_loss = loss_sum.item() / len(train)
+        train_loss = loss_sum.item() / int(train.units(order).sum())
         if not math.isfinite(train_loss):
             raise NonFiniteError(f"the training loss became {train_loss} in epoch {epoch}")
 
         outputs = predict(model, validation, device=device, batch_size=_evaluation_batch(config), precision=config.precision)
-        if not bool(torch.isfinite(outputs).all()):
+        if not bool(torch.isfinite(outputs.values if isinstance(outputs, Ragged) else outputs).all()):
             raise NonFiniteError(f"the validation outputs are not finite after epoch {epoch}")
         metrics = head.metrics(outputs, validation.targets, targets)
         report = EpochReport(epoch, train_loss, metrics, metrics[objective.metric], time.monotonic() - started)
@@ -242,16 +247,28 @@ def fit(
 @torch.inference_mode()
 def predict(
     model: torch.nn.Module, data: SplitData, *, device: torch.device, batch_size: int, precision: str = "fp32"
-) -> Tensor:
-    """Return the model's outputs for a whole split, `(N, K)`, float32 on the CPU, in the split's order."""
+) -> Rows:
+    """Return the model's outputs for a whole split, float32 on the CPU, in the split's order.
+
+    Returns:
+        `(N, K)`; or, where the parts of a sample have targets, a row `(K,)` for each part that was not cut off, as `Ragged`.
+    """
     model.eval()
     collected = []
-    feed = data.batches(even_batches(np.arange(len(data)), batch_size), device=device, pin=device.type == "cuda")
-    for inputs, _ in feed:
+    batches = data.evaluation_batches(batch_size, device=device)
+    for inputs, wanted in data.batches(batches, device=device, pin=device.type == "cuda"):
         with autocast(device, precision):
             outputs = model(*inputs)
+        if isinstance(data.targets, Ragged):
+            outputs = outputs[wanted != IGNORED]
         collected.append(outputs.float())
-    return torch.cat(collected).cpu()  # one copy at the end, not one a batch
+    together = torch.cat(collected).cpu()  # one copy at the end, not one a batch
+    order = np.concatenate(batches)
+    back = torch.from_numpy(np.argsort(order))
+    if not isinstance(data.targets, Ragged):
+        return together[back]
+    offsets = np.concatenate([[0], np.cumsum(data.units(order))])
+    return Ragged(together, torch.from_numpy(offsets))[back]
 
 
 def rate_at(step: int, total: int, warmup: float) -> float:

@@ -16,7 +16,7 @@ import torch
 
 from autoft.errors import DataError, RunError, first_line
 from autoft.files import copy_atomically, load_tensors, read_json, write_json
-from autoft.loading import SplitData
+from autoft.loading import SplitData, load_split
 from autoft.model import FineTuneModel, assemble
 from autoft.ragged import Rows
 from autoft.specs import Backbone, Sample
@@ -109,6 +109,7 @@ class Worker:
         objective: Task, targets and metric.
         device: Where to train.
         memory: Bytes that decoded samples of all splits may take together.
+        cache: Folder of this search alone for decoded texts, or None to hold them in memory.
     """
 
     def __init__(
@@ -118,8 +119,10 @@ class Worker:
         *,
         device: torch.device,
         memory: int,
+        cache: Path | None = None,
     ) -> None:
         self._splits = splits
+        self._cache = cache
         self._objective = objective
         self._device = device
         self._memory = memory
@@ -128,14 +131,16 @@ class Worker:
 
     def data(self, split: str, backbone: Backbone, policy: str = "none") -> SplitData:
         """Return a split decoded for a backbone; what was decoded before is kept while it fits into memory."""
-        key = f"{split} {policy} {backbone.preprocessing.to_dict()}"
+        key = f"{split} {policy} {backbone.preprocessing.to_dict()}"  # texts have one policy, so all trials share them
         if key in self._warm:
             self._warm[key] = self._warm.pop(key)  # the order of the dictionary is that of the last use
             return self._warm[key]
         samples, encoded = self._splits[split]
         total = sum(len(rows) for rows, _ in self._splits.values())
         share = int(self._memory * len(samples) / max(1, total))
-        self._warm[key] = SplitData(samples, encoded, backbone.preprocessing, policy=policy, memory=share)
+        self._warm[key] = load_split(
+            samples, encoded, backbone.preprocessing, policy=policy, memory=share, cache=self._cache, name=split
+        )
         for stale in list(self._warm)[:-1]:
             if sum(data.nbytes for data in self._warm.values()) <= self._memory:
                 break

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from autoft.builtin import heads
-from autoft.loading import SplitData
+from autoft.loading import FixedData
 from autoft.model import FineTuneModel, assemble
 from autoft.specs import Backbone, BackboneRequest
 from autoft.testing import toy
@@ -37,8 +37,8 @@ class Setup:
         encoded = HEAD.encode([sample.target for sample in samples], targets)
         self.splits = dict.fromkeys(("train", "validation", "test"), (samples, encoded))
         self.objective = Objective(HEAD, targets, "accuracy")
-        self.train = SplitData(samples, encoded, self.backbone.preprocessing, policy="light")
-        self.validation = SplitData(samples, encoded, self.backbone.preprocessing)
+        self.train = FixedData(samples, encoded, self.backbone.preprocessing, policy="light")
+        self.validation = FixedData(samples, encoded, self.backbone.preprocessing)
 
     def model(self) -> FineTuneModel:
         return assemble(self.backbone, HEAD, self.objective.targets, KNOBS, seed=0)
@@ -65,7 +65,7 @@ def test_training_on_the_gpu_learns_and_keeps_float32_weights(setup: Setup, prec
 
 def test_first_loss_on_the_gpu_equals_that_on_the_cpu(setup: Setup) -> None:
     config = replace(CONFIG, epochs=1, learning_rate=1e-6, knobs={**KNOBS, "dropout": 0.0})
-    plain = SplitData(setup.train.samples, setup.train.targets, setup.backbone.preprocessing)
+    plain = FixedData(setup.train.samples, setup.train.targets, setup.backbone.preprocessing)
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     losses = [
         fit(setup.model(), plain, setup.validation, setup.objective, config, device=device).history[0].train_loss

@@ -20,8 +20,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("errors", "specs", "files", "events", "ragged"),
     ("hookspecs", "config", "plugin_record", "catalog"),
-    ("images", "augment", "text", "splits", "freezing"),
-    ("model", "regularize", "loading"),
+    ("images", "augment", "text", "batching", "splits", "freezing"),
+    ("model", "regularize", "tokens", "loading"),
     ("train", "space"),
     ("worker",),
     (

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from toy_training import CONVNET, CPU, SAMPLES, encode, split
 
 from autoft.errors import DataError
-from autoft.loading import SplitData, even_batches
+from autoft.batching import even_batches
+from autoft.loading import FixedData
 from autoft.specs import Preprocessing, Sample
 from autoft.testing import toy
 
@@ -23,7 +24,7 @@ ROWS = [np.array([3, 0, 2]), np.array([47, 1]), np.array([5, 6, 7, 8])]
 
 
 def collect(
-    data: SplitData, rows: list[np.ndarray] = ROWS, seed: tuple[int, ...] = (0,)
+    data: FixedData, rows: list[np.ndarray] = ROWS, seed: tuple[int, ...] = (0,)
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(inputs[0], targets) for inputs, targets in data.batches(rows, device=CPU, seed=seed)]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from autoft.builtin.heads import autoft_heads
-from autoft.loading import SplitData
+from autoft.loading import FixedData
 from autoft.model import FineTuneModel, assemble
 from autoft.specs import Backbone, BackboneRequest, Head, Sample
 from autoft.testing import toy
@@ -42,8 +42,8 @@ def encode(samples: Sequence[Sample]) -> torch.Tensor:
     return HEAD.encode([sample.target for sample in samples], TARGETS)
 
 
-def split(samples: Sequence[Sample], backbone: Backbone = CONVNET, policy: str = "none", memory: int = 1 << 30) -> SplitData:
-    return SplitData(samples, encode(samples), backbone.preprocessing, policy=policy, memory=memory)
+def split(samples: Sequence[Sample], backbone: Backbone = CONVNET, policy: str = "none", memory: int = 1 << 30) -> FixedData:
+    return FixedData(samples, encode(samples), backbone.preprocessing, policy=policy, memory=memory)
 
 
 def config(**changes: Any) -> TrainConfig:
