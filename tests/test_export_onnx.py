@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -187,7 +188,128 @@ def test_batch_baked_into_the_graph_is_refused() -> None:
             return pixel_values.mean(dim=(2, 3)) + torch.from_numpy(zeros)
 
     with pytest.raises(ExportError, match="the batch axis of pixel_values must be dynamic, but is fixed to 2"):
-        exported(Baked())
+        exported(Baked())  # TorchScript would call it dynamic, and keep the constant
+
+
+# --- texts ------------------------------------------------------------------------------------------
+
+BERT: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 48,
+}
+
+
+def encoder(name: str) -> nn.Module:
+    import transformers
+
+    if name == "bert":
+        return transformers.BertModel(transformers.BertConfig(**BERT), add_pooling_layer=False)
+    if name == "gpt2":
+        sizes = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 48}
+        special = {"bos_token_id": 1, "eos_token_id": 1, "use_cache": False}
+        return transformers.GPT2Model(transformers.GPT2Config(**sizes, **special))
+    if name == "deberta":
+        relative = {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"], "conv_kernel_size": 3}
+        return transformers.DebertaV2Model(transformers.DebertaV2Config(**BERT, **relative))
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id"), 1)
+    windows = {"local_attention": 6, "global_attn_every_n_layers": 2}
+    return transformers.ModernBertModel(transformers.ModernBertConfig(**BERT, **special, **windows))
+
+
+class Texts(nn.Module):
+    """An encoder with a linear head over tokens, or over their mean."""
+
+    def __init__(self, encoder: nn.Module, *, tokens: bool) -> None:
+        super().__init__()
+        self.encoder, self.tokens = encoder, tokens
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        features = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.tokens:
+            return self.head(features)
+        weights = attention_mask.unsqueeze(-1).to(features.dtype)
+        return self.head((features * weights).sum(1) / weights.sum(1))
+
+
+def tokens(rows: int, length: int) -> tuple[Tensor, Tensor]:
+    """Ids, and a mask whose first row alone is whole."""
+    ids = torch.randint(2, 40, (rows, length), generator=torch.Generator().manual_seed(rows))
+    mask = torch.ones_like(ids)
+    mask[1:, length - length // 3 :] = 0
+    return ids, mask
+
+
+def exported_texts(model: nn.Module, scores: str | None = "probabilities") -> onnx.ModelProto:
+    names = ("input_ids", "attention_mask")
+    return to_onnx(
+        model, HEAD.activation, tokens(2, 7), input_names=names, labels=LABELS, scores=scores, lengths=True,
+        metadata={"thresholds": "[0.5]"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("fallback", [False, True], ids=["dynamo", "torchscript"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "deberta", "modernbert"])
+def test_texts_of_any_number_and_length_are_answered_as_torch_does(
+    kind: str, fallback: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fallback:
+        monkeypatch.setattr(export, "_by_dynamo", refuse)
+    torch.manual_seed(0)
+    by_token = kind in ("bert", "modernbert")
+    model = Texts(encoder(kind), tokens=by_token).eval()
+    graph = exported_texts(model, scores=None if kind == "gpt2" else "probabilities")
+    assert [value.name for value in graph.graph.output] == ["logits", "probabilities"][: 1 if kind == "gpt2" else 2]
+    assert {entry.key: entry.value for entry in graph.metadata_props}["thresholds"] == "[0.5]"
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    for rows, length in ((1, 1), (1, 7), (3, 4), (2, 31), (5, 48)):
+        ids, mask = tokens(rows, length)
+        with torch.no_grad():
+            wanted = model(ids, mask).numpy()
+        found = session.run(["logits"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0]
+        kept = mask.numpy().astype(bool) if by_token else slice(None)
+        np.testing.assert_allclose(found[kept], wanted[kept], atol=1e-5)
+
+
+class FixedLength(nn.Module):
+    """Keeps the example's length in a constant."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        places = torch.from_numpy(np.arange(int(input_ids.shape[1]), dtype=np.float32))
+        return ((input_ids * attention_mask) * places).mean(dim=1, keepdim=True).repeat(1, 3)
+
+
+class BranchOnLength(nn.Module):
+    """Runs at any length, and answers wrong beyond the one it was traced with."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        long = 2.0 if int(input_ids.shape[1]) > 8 else 1.0
+        return long * (input_ids * attention_mask).float().mean(dim=1, keepdim=True).repeat(1, 3)
+
+
+@pytest.mark.parametrize("model", [FixedLength(), BranchOnLength()], ids=lambda model: type(model).__name__)
+def test_length_baked_into_the_graph_is_refused(model: nn.Module) -> None:
+    with pytest.raises(ExportError, match=r"the model cannot be exported to ONNX: .*; and with TorchScript: .*"):
+        exported_texts(model)
+
+
+def test_model_that_takes_no_longer_text_than_the_example_is_checked_at_shorter_ones() -> None:
+    model = Texts(encoder("bert"), tokens=False).eval()
+    names = ("input_ids", "attention_mask")
+    graph = to_onnx(model, HEAD.activation, tokens(2, 48), input_names=names, labels=LABELS, lengths=True)
+    check_graph(graph, names, lengths=True)
+
+
+def test_example_of_few_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"at least 4 tokens, but has \[3, 3\]"):
+        to_onnx(
+            FixedLength(), HEAD.activation, tokens(2, 3), input_names=("input_ids", "attention_mask"), labels=LABELS,
+            lengths=True,
+        )  # fmt: skip
 
 
 # --- check_graph ------------------------------------------------------------------------------------
@@ -201,13 +323,20 @@ def graph_of(
     inputs: tuple[str, ...] = NAMES,
     outputs: tuple[str, ...] = ("logits", "probabilities"),
     batch: tuple[str | int | None, str | int | None] = ("batch", "batch"),
+    length: tuple[str | int, str | int] | None = None,
 ) -> onnx.ModelProto:
     nodes = [helper.make_node("Identity", [inputs[0]], [output]) for output in outputs]
     graph = helper.make_graph(
         nodes,
         "graph",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch[0], 3]) for name in inputs],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch[1], 3]) for name in outputs],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch[0], *(length[:1] if length else ()), 3])
+            for name in inputs
+        ],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch[1], *(length[1:] if length else ()), 3])
+            for name in outputs
+        ],
     )
     opsets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, 1)] if domain else [])
     return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
@@ -235,3 +364,21 @@ def test_graph_as_promised_passes() -> None:
 def test_graph_that_breaks_a_promise_is_refused(graph: onnx.ModelProto, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         check_graph(graph, NAMES)
+
+
+@pytest.mark.parametrize("fixed", [None, "pixel_values", "logits"])
+def test_length_must_be_dynamic_where_rows_differ_in_length(fixed: str | None) -> None:
+    length = (7 if fixed == "pixel_values" else "length", 7 if fixed == "logits" else "length")
+    graph = graph_of(length=length)
+    check_graph(graph, NAMES)
+    if fixed is None:
+        check_graph(graph, NAMES, lengths=True)
+    else:
+        with pytest.raises(ExportError, match=f"the length axis of {fixed} must be dynamic, but is fixed to 7"):
+            check_graph(graph, NAMES, lengths=True)
+
+
+def test_graph_of_a_task_without_scores_gives_logits_alone() -> None:
+    check_graph(graph_of(outputs=("logits",)), NAMES, ("logits",))
+    with pytest.raises(ExportError, match=r"to \['logits'\], but maps"):
+        check_graph(graph_of(), NAMES, ("logits",))
