@@ -74,7 +74,9 @@ def draw_order(count: int, rng: np.random.Generator, weights: np.ndarray | None 
     """
     if weights is None:
         return rng.permutation(count)
-    edges = np.cumsum(weights[shuffled := rng.permutation(count)], dtype=np.float64)
+    shuffled = rng.permutation(count)
+    shuffled = shuffled[np.argsort(weights[shuffled], kind="stable")]  # samples of a class side by side
+    edges = np.cumsum(weights[shuffled], dtype=np.float64)
     picks = (np.arange(count) + rng.random()) * (edges[-1] / count)
     drawn = shuffled[np.minimum(np.searchsorted(edges, picks, side="right"), count - 1)]
     return rng.permutation(drawn)

@@ -105,8 +105,28 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
                 },
             )
         )
+        _tell_cut(prepared, worker, backbone, listener)
     _check_disk(run, parameters)
     return Checked(tuple(stages), tuple(parameters), slowest)
+
+
+def _tell_cut(prepared: Prepared, worker: Worker, backbone: Backbone, listener: Listener) -> None:
+    """Say how many samples are too long for a backbone; decodes those that differ in length, which every trial needs."""
+    if not backbone.preprocessing.ragged:
+        return
+    cut = {split: worker.data(split, backbone).cut for split in prepared.samples}
+    total = sum(map(len, prepared.samples.values()))
+    if not any(cut.values()):
+        return
+    longest = backbone.preprocessing.to_dict()["max_length"]
+    listener(
+        Event(
+            "warning",
+            f"{sum(cut.values())} of {total} texts ({sum(cut.values()) / total:.1%}) are longer than {longest} tokens for "
+            f"{backbone.name} and are cut; `max_length` of the backbone decides",
+            {"about": "cut", "backbone": backbone.name, "max_length": longest, "cut": cut},
+        )
+    )
 
 
 def _length(backbone: Backbone) -> str:
