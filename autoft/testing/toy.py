@@ -1,6 +1,7 @@
 """Toy plugins: a tiny backbone family, head and data format that train, freeze, resume and export in seconds, offline.
 
-They come in by the ordinary hooks, so this module is also the shortest example of a whole plugin.
+They come in by the ordinary hooks, so this module is also the shortest example of a whole plugin. What the toys for texts
+are made of is in `toy_text.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import io
 import json
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +32,22 @@ from autoft.specs import (
     Stage,
     Targets,
 )
+from autoft.testing import toy_text
+from autoft.testing.toy_text import toy_tagged, toy_texts, write_toy_csv, write_toy_tagged
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+__all__ = [
+    "autoft_backbones", "autoft_data", "autoft_heads", "load_stripes", "paint_png", "resolve", "stages", "suggest",
+    "toy_samples", "toy_tagged", "toy_texts", "write_toy_csv", "write_toy_images", "write_toy_tagged",
+]  # fmt: skip
+
 IMAGE_SIZE = 16
 SMALLEST_SIZE = 8
-MODELS = ("convnet", "mlp")
+IMAGE_MODELS = ("convnet", "mlp")
+TEXT_MODELS = ("text",)
+MODELS = IMAGE_MODELS + TEXT_MODELS
 PRETRAINED_SEED = 20240229
 STRIPES_SUFFIX = ".stripes.json"
 
@@ -46,41 +57,52 @@ STRIPES_SUFFIX = ".stripes.json"
 
 @hookimpl
 def autoft_backbones() -> list[BackboneFamily]:
-    """Offer two image backbones of some 5,000 parameters."""
+    """Offer two image backbones of some 5,000 parameters, and one for texts."""
     return [
         BackboneFamily(
             name="toy",
-            modality="image",
+            modality=None,
             resolve=resolve,
             models=lambda: MODELS,
-            suggest=lambda modality, max_millions: tuple(f"toy/{name}" for name in MODELS),
-            help="tiny image models for tests: toy/convnet (BatchNorm, dropout), toy/mlp (neither)",
+            suggest=suggest,
+            help="tiny models for tests: toy/convnet (images; BatchNorm, dropout), toy/mlp (images; neither), toy/text",
         )
     ]
 
 
+def suggest(modality: str, max_millions: float) -> tuple[str, ...]:
+    """Return the toys for a modality; all of them are small enough."""
+    models = {"image": IMAGE_MODELS, "text": TEXT_MODELS}.get(modality, ())
+    return tuple(f"toy/{name}" for name in models)
+
+
 def resolve(request: BackboneRequest) -> Backbone:
-    """Turn `convnet` or `mlp` into a backbone.
+    """Turn `convnet`, `mlp` or `text` into a backbone.
 
     Weights: `none` draws them from torch's generator, `pretrained` from a fixed seed, a path names a safetensors file.
 
     Raises:
         BackboneError: The model is unknown, the images are too small for it, or the weights' file is missing.
     """
-    from autoft.images import ImagePreprocessing
-
     if request.model not in MODELS:
         near = nearest(request.model, MODELS) or MODELS
         raise BackboneError(f"toy has no model {request.model!r}", f"did you mean {', '.join('toy/' + n for n in near)}?")
-    side = request.image_size or IMAGE_SIZE
-    if side < SMALLEST_SIZE:
-        raise BackboneError(f"image_size must be at least {SMALLEST_SIZE} for toy/{request.model}, but got {side}")
     local = request.weights not in ("pretrained", "none")
     if local and not Path(request.weights).is_file():
         raise BackboneError(
             f"the weights of toy/{request.model} do not exist: {request.weights}",
             "use `pretrained`, `none`, or the path of a safetensors file",
         )
+    describe = _text_backbone if request.model in TEXT_MODELS else _image_backbone
+    return describe(request, None if request.weights == "none" else f"autoft toy weights ({Path(request.weights).name})")
+
+
+def _image_backbone(request: BackboneRequest, citation: str | None) -> Backbone:
+    from autoft.images import ImagePreprocessing
+
+    side = request.image_size or IMAGE_SIZE
+    if side < SMALLEST_SIZE:
+        raise BackboneError(f"image_size must be at least {SMALLEST_SIZE} for toy/{request.model}, but got {side}")
     return Backbone(
         name=f"toy/{request.model}",
         modality="image",
@@ -98,9 +120,27 @@ def resolve(request: BackboneRequest) -> Backbone:
         stages=stages,
         feature_size=lambda module: 16,
         licence="apache-2.0",
-        citation=None if request.weights == "none" else f"autoft toy weights ({Path(request.weights).name})",
+        citation=citation,
         config={"model_type": "autoft_toy", "architecture": request.model},
         image_size=(side, side),
+    )
+
+
+def _text_backbone(request: BackboneRequest, citation: str | None) -> Backbone:
+    features = "sequence" if request.features == "sequence" else "pooled"
+    return Backbone(
+        name=f"toy/{request.model}",
+        modality="text",
+        weights=request.weights,
+        features=features,
+        inputs=toy_text.INPUTS,
+        preprocessing=toy_text.preprocessing(request.max_length, words=features == "sequence"),
+        build=lambda: _build(request),
+        stages=stages,
+        feature_size=lambda module: toy_text.WIDTH,
+        licence="apache-2.0",
+        citation=citation,
+        config={"model_type": "autoft_toy", "architecture": request.model},
     )
 
 
@@ -118,7 +158,9 @@ def _build(request: BackboneRequest) -> nn.Module:
 
     from autoft.files import load_tensors
 
-    make = {"convnet": _convnet, "mlp": _mlp}[request.model]
+    text = partial(toy_text.make_encoder, pooled=request.features != "sequence")
+    makers: dict[str, Callable[[], nn.Module]] = {"convnet": _convnet, "mlp": _mlp, "text": text}
+    make = makers[request.model]
     if request.weights == "none":
         return make()
     with torch.random.fork_rng(devices=()):  # the caller's random numbers must not depend on where weights come from
@@ -177,7 +219,7 @@ def autoft_heads() -> list[Head]:
     return [
         Head(
             name="toy-classification",
-            modality="image",
+            modality=None,
             features="pooled",
             describe=_describe,
             encode=_encode,
@@ -193,7 +235,7 @@ def autoft_heads() -> list[Head]:
                 Knob("dropout", 0.0, Range(0.0, 0.4), "dropout before the output layer", Range(0.0, 0.9)),
                 Knob("bias", "yes", None, "whether the output layer has a bias", Choice(("yes", "no"))),
             ),
-            help="for tests: one label an image, by a linear layer",
+            help="for tests: one label a sample, by a linear layer",
         )
     ]
 
