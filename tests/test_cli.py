@@ -34,7 +34,7 @@ from commands import (
 from conftest import FinishedRun, InstallPlugin
 from PIL import Image
 
-from autoft.builtin import heads
+from autoft.tasks import classification
 
 Command = Callable[..., Result]
 
@@ -502,7 +502,7 @@ def test_bug_leaves_its_trace_and_exit_code_1(run: Command, toy_images: Path, mo
     def broken(*arguments: Any) -> torch.Tensor:
         raise ZeroDivisionError("a bug of the head")
 
-    monkeypatch.setattr(heads, "loss", broken)
+    monkeypatch.setattr(classification, "loss", broken)
     result = run("search", toy_images, "-b", "toy/mlp", "--epochs", 1)
     assert result.code == 1
     assert "error: 3 trials failed in the same way" in result.err
@@ -513,7 +513,7 @@ def test_bug_leaves_its_trace_and_exit_code_1(run: Command, toy_images: Path, mo
 def test_search_without_a_single_good_trial_is_exit_code_2(
     run: Command, toy_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "loss", lambda *arguments: torch.tensor(float("nan"), requires_grad=True))
+    monkeypatch.setattr(classification, "loss", lambda *arguments: torch.tensor(float("nan"), requires_grad=True))
     result = run("search", toy_images, "-b", "toy/mlp", "--epochs", 1, "--trials", 2)
     assert (result.code, result.out) == (2, "")
     assert "no trial gave a model: all 2 failed (2 nan)" in result.err

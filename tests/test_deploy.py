@@ -241,6 +241,7 @@ def test_metrics_are_those_of_scikit_learn_on_the_same_predictions(run: Command,
     indices = [labels.index(label) for label in truth]
     wanted = {
         "accuracy": metrics.accuracy_score(truth, predicted),
+        "balanced_accuracy": metrics.balanced_accuracy_score(truth, predicted),
         "f1_macro": metrics.f1_score(truth, predicted, average="macro", labels=labels, zero_division=0.0),
         "log_loss": metrics.log_loss(indices, scores, labels=range(len(labels))),
         "auroc": metrics.roc_auc_score(indices, scores, multi_class="ovr", average="macro"),

@@ -30,12 +30,12 @@ from commands import (
 
 import autoft
 from autoft import finish, trials
-from autoft.builtin import heads
 from autoft.driver import search
 from autoft.errors import ConfigError, DataError, ExportError, RepeatedBugError, RunError
 from autoft.events import Event
 from autoft.export.bundle import Exported, Trained
 from autoft.files import read_json
+from autoft.tasks import classification
 from autoft.testing.toy import write_toy_images
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -97,20 +97,20 @@ class Scripted:
 
 def script_accuracy(monkeypatch: pytest.MonkeyPatch, values: Callable[[int, int], float]) -> Scripted:
     """Let the accuracy on validation be a function of trial and epoch."""
-    script, real = Scripted(), heads.metrics
+    script, real = Scripted(), classification.metrics
 
     def metrics(*arguments: Any) -> dict[str, float]:
         found = real(*arguments)
         return {**found, "accuracy": values(script.trial, script.epoch)} if script.trial >= 0 else found
 
-    monkeypatch.setattr(heads, "metrics", metrics)
+    monkeypatch.setattr(classification, "metrics", metrics)
     return script
 
 
 def script_loss(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[int, torch.Tensor], torch.Tensor]) -> Scripted:
     """Let something happen to the training loss, by trial."""
-    script, real = Scripted(), heads.loss
-    monkeypatch.setattr(heads, "loss", lambda *arguments: spoil(script.trial, real(*arguments)))
+    script, real = Scripted(), classification.loss
+    monkeypatch.setattr(classification, "loss", lambda *arguments: spoil(script.trial, real(*arguments)))
     return script
 
 
@@ -283,7 +283,7 @@ def test_time_limit_below_one_trial_still_gives_a_model(toy_images: Path, tmp_pa
 def test_time_limit_ends_a_search_in_which_every_trial_fails(
     toy_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "loss", lambda *arguments: torch.tensor(math.nan, requires_grad=True))
+    monkeypatch.setattr(classification, "loss", lambda *arguments: torch.tensor(math.nan, requires_grad=True))
     with pytest.raises(RunError, match=r"no trial gave a model: all 1 failed \(1 nan\)"):
         run_search(toy_images, tmp_path / "run", "search.trials=1000", "search.time_limit=0.01s")
 
@@ -442,7 +442,7 @@ def test_trial_that_diverges_fails_as_nan_and_the_search_goes_on(
 def test_search_in_which_every_trial_diverges_says_so(
     toy_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "loss", lambda *arguments: torch.tensor(math.nan, requires_grad=True))
+    monkeypatch.setattr(classification, "loss", lambda *arguments: torch.tensor(math.nan, requires_grad=True))
     with pytest.raises(RunError, match=r"no trial gave a model: all 3 failed \(3 nan\)") as caught:
         run_search(toy_images, tmp_path / "run")
     assert "learning_rate" in str(caught.value.hint)

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("errors", "specs", "files", "events", "ragged"),
     ("hookspecs", "config", "plugin_record", "catalog"),
-    ("images", "augment", "text", "batching", "splits", "freezing"),
+    ("images", "augment", "text", "batching", "splits", "freezing", "tasks"),
     ("model", "regularize", "tokens", "loading"),
     ("train", "space"),
     ("worker",),

@@ -201,8 +201,8 @@ def test_depth_must_fit_the_shortest_backbone() -> None:
         ("weight_decay", math.nan, "but got nan"),
         ("dropout", Range(0.0, 1.0), "must be a number from 0 to 0.95, but got 1"),
         ("dropout", Choice((0.1, 2.0)), "but got 2"),
-        ("class_weights", "heavy", "must be one of none, balanced, but got 'heavy'"),
-        ("class_weights", Range(0, 1), "must be one of none, balanced"),
+        ("imbalance", "heavy", "must be one of none, weights, focal, resample, but got 'heavy'"),
+        ("imbalance", Range(0, 1), "must be one of none, weights, focal, resample"),
         ("augmentation", "wild", "must be one of none, light, standard, but got 'wild'"),
         ("augmentation", Choice(("none", "wild")), "but got 'wild'"),
     ],
@@ -246,5 +246,5 @@ def test_candidate_becomes_a_training_configuration() -> None:
         head_multiplier=10.0,
         layer_decay=0.9,
         weight_decay=1e-2,
-        knobs={"dropout": 0.3, "label_smoothing": 0.0, "class_weights": "none"},
+        knobs={"dropout": 0.3, "label_smoothing": 0.0, "imbalance": "none", "focal_gamma": 2.0},
     )

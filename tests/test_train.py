@@ -215,7 +215,7 @@ def test_reports_come_in_order_with_every_metric() -> None:
     result, _ = run(config(), on_epoch=seen.append)
     assert tuple(seen) == result.history
     assert [report.epoch for report in seen] == [1, 2, 3, 4]
-    assert set(seen[0].metrics) == {"accuracy", "f1_macro", "log_loss", "auroc"}
+    assert set(seen[0].metrics) == {"accuracy", "balanced_accuracy", "f1_macro", "log_loss", "auroc"}
     assert all(report.value == report.metrics["log_loss"] and report.seconds > 0 for report in seen)
 
 

@@ -1,4 +1,4 @@
-"""Image classification: labels, loss and metrics, compared with formulas written out by hand."""
+"""Classification: labels, loss and metrics, compared with formulas written out by hand."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from autoft.builtin import heads
 from autoft.errors import DataError
 from autoft.specs import Targets
+from autoft.tasks import classification as task
 
-(HEAD,) = heads.autoft_heads()
+HEAD = task.head("classification", None, "")
 THREE = Targets(("a", "b", "c"), (6, 3, 1))
-KNOBS = {"dropout": 0.0, "label_smoothing": 0.0, "class_weights": "none"}
+KNOBS = {"dropout": 0.0, "label_smoothing": 0.0, "imbalance": "none", "focal_gamma": 2.0}
 
 
 def logits(count: int = 40, classes: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,39 +45,39 @@ def logits(count: int = 40, classes: int = 3, seed: int = 0) -> tuple[torch.Tens
     ],
 )
 def test_labels_are_in_natural_order_whatever_the_samples_order(labels: list[str], order: tuple[str, ...]) -> None:
-    assert heads.describe(labels).labels == order
-    assert heads.describe(labels[::-1]).labels == order
+    assert task.describe(labels).labels == order
+    assert task.describe(labels[::-1]).labels == order
 
 
 @given(st.lists(st.text(max_size=5), min_size=2, max_size=20, unique=True))
 def test_any_labels_can_be_ordered_and_are_encoded_back(labels: list[str]) -> None:
-    targets = heads.describe([*labels, *labels[:1]])
+    targets = task.describe([*labels, *labels[:1]])
     assert sorted(targets.labels) == sorted(labels)
-    assert [targets.labels[index] for index in heads.encode(labels, targets)] == labels
+    assert [targets.labels[index] for index in task.encode(labels, targets)] == labels
     assert sum(targets.counts) == len(labels) + 1
 
 
 def test_counts_follow_the_labels() -> None:
-    targets = heads.describe(["b", "a", "b", "b"])
+    targets = task.describe(["b", "a", "b", "b"])
     assert (targets.labels, targets.counts, targets.imbalance) == (("a", "b"), (1, 3), 3.0)
 
 
 @pytest.mark.parametrize("labels", [[], ["only", "only"]])
 def test_fewer_than_two_classes_are_refused(labels: list[str]) -> None:
     with pytest.raises(DataError, match=f"at least 2 classes, but the training data has {len(set(labels))}"):
-        heads.describe(labels)
+        task.describe(labels)
 
 
 def test_unknown_label_is_refused_with_the_nearest() -> None:
-    targets = heads.describe(["cat", "dog"])
+    targets = task.describe(["cat", "dog"])
     with pytest.raises(DataError, match=r"'cats' is not among the 2 classes.*\n.*did you mean 'cat'"):
-        heads.encode(["dog", "cats"], targets)
+        task.encode(["dog", "cats"], targets)
     with pytest.raises(DataError, match="the classes are cat, dog"):
-        heads.encode(["zebra"], targets)
+        task.encode(["zebra"], targets)
 
 
 def test_encoded_labels_are_class_indices() -> None:
-    encoded = heads.encode(["c", "a"], THREE)
+    encoded = task.encode(["c", "a"], THREE)
     assert encoded.dtype == torch.int64
     assert encoded.tolist() == [2, 0]
 
@@ -86,19 +86,19 @@ def test_encoded_labels_are_class_indices() -> None:
 
 
 def test_head_maps_features_to_one_output_a_class() -> None:
-    module = heads.build(7, THREE, {**KNOBS, "dropout": 0.3})
+    module = task.build(7, THREE, {**KNOBS, "dropout": 0.3})
     assert module(torch.randn(5, 7)).shape == (5, 3)
     assert module[0].p == 0.3  # type: ignore[index, union-attr]
     assert not module[1].bias.any()  # type: ignore[index, union-attr]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-@pytest.mark.parametrize("weights", ["none", "balanced"])
+@pytest.mark.parametrize("weights", ["none", "resample", "weights"])
 def test_loss_is_the_smoothed_and_weighted_cross_entropy(smoothing: float, weights: str) -> None:
     outputs, truth = logits()
-    found = heads.loss(outputs, truth, THREE, {"label_smoothing": smoothing, "class_weights": weights})
+    found = task.loss(outputs, truth, THREE, {"label_smoothing": smoothing, "imbalance": weights})
     # N / (K * count), as scikit-learn's class_weight="balanced"
-    weight = [10 / (3 * count) for count in THREE.counts] if weights == "balanced" else [1.0, 1.0, 1.0]
+    weight = [10 / (3 * count) for count in THREE.counts] if weights == "weights" else [1.0, 1.0, 1.0]
     above = below = 0.0
     for row, wanted in zip(outputs.double().numpy(), truth.tolist(), strict=True):
         logs = row - math.log(np.exp(row).sum())
@@ -116,18 +116,18 @@ def test_balanced_weights_are_scikit_learns() -> None:
     for index, weight in enumerate(wanted):
         # two samples, the second with a loss of zero: the weighted mean shows the weight
         outputs = torch.tensor([[0.0, 0.0, 0.0], [90.0, 0.0, 0.0]])
-        found = heads.loss(outputs, torch.tensor([index, 0]), THREE, {"label_smoothing": 0.0, "class_weights": "balanced"})
+        found = task.loss(outputs, torch.tensor([index, 0]), THREE, {"label_smoothing": 0.0, "imbalance": "weights"})
         assert float(found) == pytest.approx(math.log(3) * weight / (weight + wanted[0]), rel=1e-6)
 
 
 def test_loss_is_computed_in_float32_from_half_precision() -> None:
     outputs, truth = logits()
-    assert heads.loss(outputs.bfloat16(), truth, THREE, KNOBS).dtype == torch.float32
+    assert task.loss(outputs.bfloat16(), truth, THREE, KNOBS).dtype == torch.float32
 
 
 def test_activation_gives_probabilities() -> None:
     outputs, _ = logits()
-    assert torch.allclose(heads.activation(outputs).sum(dim=1), torch.ones(len(outputs)))
+    assert torch.allclose(task.activation(outputs).sum(dim=1), torch.ones(len(outputs)))
 
 
 # --- metrics ----------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_activation_gives_probabilities() -> None:
 def test_metrics_agree_with_their_definitions(classes: int) -> None:
     outputs, truth = logits(60, classes)
     targets = Targets(tuple(map(str, range(classes))), (1,) * classes)
-    found = heads.metrics(outputs, truth, targets)
+    found = task.metrics(outputs, truth, targets)
     probabilities = torch.softmax(outputs.double(), dim=1).numpy()
     guess, wanted = probabilities.argmax(axis=1), truth.numpy()
     scores, areas = [], []
@@ -146,7 +146,7 @@ def test_metrics_agree_with_their_definitions(classes: int) -> None:
         scores.append(2 * hits / ((guess == index).sum() + (wanted == index).sum()))
         positive, negative = probabilities[wanted == index, index], probabilities[wanted != index, index]
         areas.append((positive[:, None] > negative).mean() + 0.5 * (positive[:, None] == negative).mean())
-    assert set(found) == {"accuracy", "f1_macro", "log_loss", "auroc"} == set(HEAD.directions)
+    assert set(found) == {"accuracy", "balanced_accuracy", "f1_macro", "log_loss", "auroc"} == set(HEAD.directions)
     assert found["accuracy"] == pytest.approx((guess == wanted).mean())
     assert found["f1_macro"] == pytest.approx(np.mean(scores))
     assert found["log_loss"] == pytest.approx(-np.log(probabilities[np.arange(len(wanted)), wanted]).mean())
@@ -159,34 +159,34 @@ def test_metrics_agree_with_their_definitions(classes: int) -> None:
 def test_auroc_is_left_out_where_a_class_is_missing() -> None:
     outputs, truth = logits()
     keep = truth != 2
-    found = heads.metrics(outputs[keep], truth[keep], THREE)
-    assert set(found) == {"accuracy", "f1_macro", "log_loss"}
+    found = task.metrics(outputs[keep], truth[keep], THREE)
+    assert set(found) == {"accuracy", "balanced_accuracy", "f1_macro", "log_loss"}
 
 
 def test_missing_class_counts_as_zero_in_macro_f1() -> None:
     outputs = torch.eye(3)[:2] * 9
-    assert heads.metrics(outputs, torch.tensor([0, 1]), THREE)["f1_macro"] == pytest.approx(2 / 3)
+    assert task.metrics(outputs, torch.tensor([0, 1]), THREE)["f1_macro"] == pytest.approx(2 / 3)
 
 
 def test_metrics_do_not_depend_on_batches() -> None:
     outputs, truth = logits(50)
-    halves = [heads.metrics(outputs[rows], truth[rows], THREE)["f1_macro"] for rows in (slice(25), slice(25, None))]
-    assert heads.metrics(outputs, truth, THREE)["f1_macro"] != pytest.approx(np.mean(halves))
+    halves = [task.metrics(outputs[rows], truth[rows], THREE)["f1_macro"] for rows in (slice(25), slice(25, None))]
+    assert task.metrics(outputs, truth, THREE)["f1_macro"] != pytest.approx(np.mean(halves))
 
 
 def test_confident_and_wrong_outputs_have_a_finite_log_loss() -> None:
-    found = heads.metrics(torch.tensor([[1000.0, 0.0, 0.0]] * 3), torch.tensor([0, 1, 2]), THREE)
+    found = task.metrics(torch.tensor([[1000.0, 0.0, 0.0]] * 3), torch.tensor([0, 1, 2]), THREE)
     assert math.isfinite(found["log_loss"])
 
 
 @pytest.mark.parametrize(("counts", "metric"), [((10, 10), "accuracy"), ((15, 10), "accuracy"), ((16, 10), "f1_macro")])
 def test_default_metric_is_macro_f1_only_when_imbalanced(counts: tuple[int, ...], metric: str) -> None:
-    assert heads.default_metric(Targets(("a", "b"), counts)) == metric
+    assert task.default_metric(Targets(("a", "b"), counts)) == metric
 
 
 def test_report_has_an_entry_for_each_class() -> None:
     outputs, truth = logits(30)
-    report = heads.report(outputs, truth, THREE)
+    report = task.report(outputs, truth, THREE)
     assert [entry["label"] for entry in report["classes"]] == ["a", "b", "c"]
     assert sum(entry["support"] for entry in report["classes"]) == 30
     confusion = np.array(report["confusion"])
@@ -194,15 +194,18 @@ def test_report_has_an_entry_for_each_class() -> None:
     assert report["classes"][1]["recall"] == pytest.approx(confusion[1, 1] / confusion[1].sum())
     assert report["classes"][1]["precision"] == pytest.approx(confusion[1, 1] / confusion[:, 1].sum())
     assert np.mean([entry["f1"] for entry in report["classes"]]) == pytest.approx(
-        heads.metrics(outputs, truth, THREE)["f1_macro"]
+        task.metrics(outputs, truth, THREE)["f1_macro"]
     )
 
 
 def test_knobs_defaults_are_allowed_and_inside_what_is_searched() -> None:
-    assert [knob.name for knob in HEAD.knobs] == ["dropout", "label_smoothing", "class_weights"]
+    assert [knob.name for knob in HEAD.knobs] == ["dropout", "label_smoothing", "imbalance", "focal_gamma"]
     for knob in HEAD.knobs:
         if hasattr(knob.allowed, "values"):
             assert knob.default in knob.allowed.values
+            continue
+        if knob.search is None:
+            assert knob.allowed.low <= knob.default <= knob.allowed.high
             continue
         assert knob.search.low <= knob.default <= knob.search.high  # type: ignore[union-attr, operator]
         assert knob.allowed.low <= knob.search.low <= knob.search.high <= knob.allowed.high  # type: ignore[union-attr]
