@@ -8,7 +8,8 @@ import numpy as np
 
 Rows = np.ndarray  # numbers of samples
 
-POOL = 64  # batches' worth of samples that are sorted by length together
+POOL = 64  # batches' worth of samples that are sorted by length together, at most
+POOLS = 4  # into which an epoch is divided at least: sorted as a whole, it would have the same batches in every epoch
 
 
 def even_batches(order: Rows, batch_size: int) -> list[Rows]:
@@ -37,8 +38,9 @@ def batches_by_length(order: Rows, lengths: np.ndarray, batch_size: int, rng: np
         rng: Shuffles the batches.
     """
     batches: list[Rows] = []
-    for start in range(0, len(order), POOL * batch_size):
-        pool = order[start : start + POOL * batch_size]
+    size = batch_size * min(POOL, max(1, len(order) // (POOLS * batch_size)))
+    for start in range(0, len(order), size):
+        pool = order[start : start + size]
         batches += even_batches(pool[np.argsort(lengths[pool], kind="stable")], batch_size)
     return [batches[place] for place in rng.permutation(len(batches))]
 
