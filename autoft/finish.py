@@ -94,6 +94,7 @@ def export_winner(
             **{split: len(samples) for split, samples in prepared.samples.items()},
             "rejected": len(prepared.raw.rejected),
             "made_splits": list(prepared.splits.made),
+            "columns": dict(prepared.raw.found),
         },
         "training": {
             "trial": winner.number,
