@@ -101,11 +101,11 @@ def limits(what: Range | Choice | None, otherwise: str) -> str:
 
 
 def space() -> str:
-    """Every setting that `space` may hold, with preset, default search and limits."""
-    (head,) = heads.autoft_heads()
+    """Every setting that `space` may hold, with the tasks that have it, preset, default search and limits."""
     rows = [
         (
             f"`{setting.name}`",
+            "all",
             plain(setting.preset),
             limits(setting.search, "no"),
             limits(setting.allowed, "0 to `all`" if setting.name == "freeze_depth" else "any"),
@@ -114,14 +114,28 @@ def space() -> str:
         )
         for setting in SETTINGS
     ]
+    offered = heads.autoft_heads()
+    tasks: dict[specs.Knob, list[str]] = {}
+    for head in offered:
+        for knob in head.knobs:
+            tasks.setdefault(knob, []).append(f"`{head.name}`")
+    assert len(tasks) >= 5
     rows += [
-        (f"`{knob.name}`", plain(knob.default), limits(knob.search, "no"), limits(knob.allowed, "any"), "", knob.help)
-        for knob in head.knobs
+        (
+            f"`{knob.name}`",
+            "all" if len(having) == len(offered) else ", ".join(having),
+            plain(knob.default),
+            limits(knob.search, "no"),
+            limits(knob.allowed, "any"),
+            "",
+            knob.help,
+        )
+        for knob, having in tasks.items()
     ]
     policies = ", ".join(f"`{policy}`" for policy in POLICIES)
     trainer = StudyConfig.model_fields["trainer"].default.augmentation
-    rows.append(("`augmentation`", plain(trainer), "no", policies, "", "policy of random changes to training images"))
-    return table(("name", "preset", "searched", "allowed", "from scratch", "meaning"), rows)
+    rows.append(("`augmentation`", "all", plain(trainer), "no", policies, "", "policy of random changes to training images"))
+    return table(("name", "tasks", "preset", "searched", "allowed", "from scratch", "meaning"), rows)
 
 
 def signature(function: Callable[..., Any]) -> str:
@@ -232,7 +246,7 @@ def test_made_parts_are_what_the_code_says():
     ("page", "now", "before"),
     [
         ("user-guide.md", "| `trainer.epochs` | `10` |", "| `trainer.epochs` | `12` |"),
-        ("user-guide.md", "| `weight_decay` | `0.01` |", "| `weight_decay` | `0.02` |"),
+        ("user-guide.md", "| `weight_decay` | all | `0.01` |", "| `weight_decay` | all | `0.02` |"),
         ("plugin-authors.md", "autoft_data() -> list[DataFormat]\n", "autoft_data(path) -> list[DataFormat]\n"),
         ("plugin-authors.md", "| `fingerprint` |", "| `hash` |"),
         ("reference.md", "`--time-limit VALUE`", "`--timeout VALUE`"),
@@ -450,7 +464,7 @@ def test_plugin_guide_starts_again_from_a_bundle(guide, monkeypatch):
     from autoft.specs import BackboneRequest
 
     hello = load(guide, "autoft_hello", monkeypatch)
-    file = guide.folder / "runs" / "focal" / "bundle" / "model.safetensors"
+    file = guide.folder / "runs" / "poly" / "bundle" / "model.safetensors"
     built = hello.resolve(BackboneRequest("tiny", weights=str(file))).build().state_dict()
     for name, value in load_file(file).items():
         if name.startswith("backbone."):
@@ -460,14 +474,14 @@ def test_plugin_guide_starts_again_from_a_bundle(guide, monkeypatch):
 
 
 @pytest.mark.slow
-def test_plugin_guide_focal_loss_without_focus_is_cross_entropy(guide, monkeypatch):
+def test_plugin_guide_poly_loss_without_epsilon_is_cross_entropy(guide, monkeypatch):
     import torch
     from torch.nn import functional as F
 
-    focal = load(guide, "autoft_focal", monkeypatch)
+    poly = load(guide, "autoft_poly", monkeypatch)
     outputs, encoded = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), torch.arange(7) % 3
-    assert torch.isclose(focal.loss(outputs, encoded, None, {"focus": 0.0}), F.cross_entropy(outputs, encoded))
-    assert focal.loss(outputs, encoded, None, {"focus": 2.0}) < F.cross_entropy(outputs, encoded)
+    assert torch.isclose(poly.loss(outputs, encoded, None, {"epsilon": 0.0}), F.cross_entropy(outputs, encoded))
+    assert poly.loss(outputs, encoded, None, {"epsilon": 2.0}) > F.cross_entropy(outputs, encoded)
 
 
 def load(guide: Reader, name: str, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
@@ -480,7 +494,7 @@ def load(guide: Reader, name: str, monkeypatch: pytest.MonkeyPatch) -> types.Mod
 
 @pytest.mark.slow
 def test_files_and_events_of_a_run_are_explained(guide):
-    run = guide.folder / "runs" / "focal"
+    run = guide.folder / "runs" / "poly"
     reference, deployers = (DOCS / "reference.md").read_text(), (DOCS / "deployers.md").read_text()
     assert unmentioned(reference, [path.name for path in run.iterdir() if path.is_file()]) == []
     contract = json.loads((run / "bundle" / "autoft.json").read_text())
@@ -497,7 +511,7 @@ def test_files_and_events_of_a_run_are_explained(guide):
 
 @pytest.mark.slow
 def test_deployers_commands_run_and_agree_with_predict(guide, tmp_path):
-    shutil.copytree(guide.folder / "runs" / "focal" / "bundle", tmp_path / "bundle")
+    shutil.copytree(guide.folder / "runs" / "poly" / "bundle", tmp_path / "bundle")
     reader = Reader(tmp_path)
     reader.follow((DOCS / "deployers.md").read_text())
     assert {"by_hand.py", "difference.py"} <= {path.name for path in tmp_path.iterdir()}
