@@ -10,4 +10,5 @@ cd "$(dirname "$0")/.."
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+# one process a core, each of one thread: torch would give every process a thread a core
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto "$@"
