@@ -21,6 +21,7 @@ from autoft.worker import Worker
 
 KEPT_TRIALS = 4  # the preset and the best three keep their weights
 SPARE_BYTES = 64 << 20
+MANY_TEXTS = 50_000  # from which tokenization takes so long that it is worth a line
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,10 @@ def _tell_cut(prepared: Prepared, worker: Worker, backbone: Backbone, listener: 
     """Say how many samples are too long for a backbone; decodes those that differ in length, which every trial needs."""
     if not backbone.preprocessing.ragged:
         return
-    cut = {split: worker.data(split, backbone).cut for split in prepared.samples}
     total = sum(map(len, prepared.samples.values()))
+    if total >= MANY_TEXTS:
+        listener(Event("preflight", f"turning {total} texts into tokens for {backbone.name}", {"backbone": backbone.name}))
+    cut = {split: worker.data(split, backbone).cut for split in prepared.samples}
     if not any(cut.values()):
         return
     longest = backbone.preprocessing.to_dict()["max_length"]
