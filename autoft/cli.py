@@ -331,28 +331,35 @@ def plugins_check(
     name: Annotated[str, typer.Argument(help="A backbone such as timm/resnet18.")],
     as_json: AsJson = False,
 ) -> None:
-    """Run the conformance checks on a backbone, with random weights; exits with 2 where one fails."""
+    """Run the conformance checks on a backbone, with random weights; exits with 2 where one fails.
+
+    A backbone that gives several kinds of features is checked with each that an installed head can use.
+    """
     from autoft.discovery import discover
-    from autoft.testing.checks import run_checks
+    from autoft.testing.checks import kinds_to_check, run_checks
 
     catalog = discover()
-    backbone = catalog.resolve_backbone(name, weights="none")
-    heads = [head for head in catalog.heads.values() if head.modality in (None, backbone.modality)]
-    results = run_checks(backbone, next(head for head in heads if head.features == backbone.features))
+    kinds = kinds_to_check(
+        lambda features: catalog.resolve_backbone(name, weights="none", features=features), catalog.heads.values()
+    )
+    results = [(backbone.features, item) for backbone, head in kinds for item in run_checks(backbone, head)]
     if as_json:
-        print(
-            json.dumps(
-                [
-                    {"check": item.id, "passed": item.passed, "message": item.message, "seconds": item.seconds}
-                    for item in results
-                ],
-                indent=2,
-            )
-        )
+        entries = [
+            {
+                "features": features,
+                "check": item.id,
+                "passed": item.passed,
+                "message": item.message,
+                "seconds": item.seconds,
+            }
+            for features, item in results
+        ]
+        print(json.dumps(entries, indent=2))
     else:
-        for item in results:
-            print(f"{'ok  ' if item.passed else 'FAIL'}  {item.id}" + (f"\n      {item.message}" if item.message else ""))
-    if not all(item.passed for item in results):
+        for features, item in results:
+            about = item.id if len(kinds) == 1 else f"{features}: {item.id}"
+            print(f"{'ok  ' if item.passed else 'FAIL'}  {about}" + (f"\n      {item.message}" if item.message else ""))
+    if not all(item.passed for _, item in results):
         raise typer.Exit(BAD_INPUT)
 
 

@@ -670,8 +670,18 @@ def test_plugins_check_passes_a_sound_backbone(run: Command) -> None:
     checked = run("plugins", "check", "toy/mlp", "--json")
     assert checked.code == 0, checked.out
     results = json.loads(checked.out)
-    assert len(results) >= 5
+    assert len(results) >= 6
     assert all(item["passed"] for item in results)
+    assert {item["features"] for item in results} == {"pooled"}
+
+
+@pytest.mark.usefixtures("toys")
+def test_plugins_check_checks_each_kind_of_features(run: Command) -> None:
+    checked = run("plugins", "check", "toy/text")
+    assert checked.code == 0, checked.out
+    for kind in ("pooled", "sequence"):
+        for check in ("feature-shape", "padding", "truncation", "export-parity"):
+            assert f"ok    {kind}: {check}\n" in checked.out
 
 
 def test_version_and_no_arguments(run: Command) -> None:

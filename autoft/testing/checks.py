@@ -5,30 +5,44 @@ A check raises `CheckFailed`, or returns. Backbones should be resolved with `wei
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autoft.errors import AutoftError, first_line
+from autoft.errors import AutoftError, BackboneError, first_line
 from autoft.specs import Backbone, Head
+from autoft.testing.kit import (
+    STEPS,
+    TOLERANCE,
+    CheckFailed,
+    distance,
+    identical,
+    make_inputs,
+    make_longest,
+    make_targets,
+    real_rows,
+    state_of,
+    train,
+    with_linear,
+)
+from autoft.testing.text_checks import check_bundle_inputs, check_decoding, check_padding, check_truncation, check_words
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from autoft.model import FineTuneModel
+__all__ = [
+    "CHECKS", "STEPS", "Check", "CheckFailed", "CheckResult", "check_batch_order", "check_builds_share_nothing",
+    "check_bundle_inputs", "check_decoding", "check_export_parity", "check_feature_shape",
+    "check_frozen_stages_do_not_change", "check_padding", "check_stages_partition", "check_truncation", "check_words",
+    "kinds_to_check", "run_checks",
+]  # fmt: skip
 
-FEATURE_DIMENSIONS = {"pooled": 2}
+FEATURE_DIMENSIONS = {"pooled": 2, "sequence": 3}
 EXPORT_BATCHES = (1, 2, 7)  # traced with 2; 1 is what servers send most, 7 is neither a power of two nor the trace
-TOLERANCE = 1e-3  # largest difference of any output between torch and ONNX Runtime: the gate's own default
-CLASSES = ("a", "b", "c")
 BATCH = 4
-STEPS = 2
-
-
-class CheckFailed(AutoftError):  # noqa: N818 - a verdict on a plugin, not an error of autoft
-    """A backbone or head breaks a rule of the contract; the message says which, and by what."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +53,13 @@ class Check:
         id: Short name, as `run_checks` reports it.
         about: The rule, in a line.
         run: Raises `CheckFailed` where a backbone under a head breaks it.
+        modality: What backbones must take for the rule to mean something, or None for any.
     """
 
     id: str
     about: str
     run: Callable[[Backbone, Head], None]
+    modality: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,9 +80,14 @@ class CheckResult:
 
 
 def run_checks(backbone: Backbone, head: Head) -> list[CheckResult]:
-    """Run every check; one that fails, or that the plugin's code makes crash, does not keep the others from running."""
+    """Run every check of the backbone's modality.
+
+    One that fails, or that the plugin's code makes crash, does not keep the others from running.
+    """
     results = []
     for check in CHECKS:
+        if check.modality not in (None, backbone.modality):
+            continue
         started = time.monotonic()
         try:
             check.run(backbone, head)
@@ -78,6 +99,32 @@ def run_checks(backbone: Backbone, head: Head) -> list[CheckResult]:
             message = f"raised {type(error).__name__}: {error} (at {place.filename}:{place.lineno})"
         results.append(CheckResult(check.id, not message, message, time.monotonic() - started))
     return results
+
+
+def kinds_to_check(resolve: Callable[[str], Backbone], heads: Iterable[Head]) -> list[tuple[Backbone, Head]]:
+    """Return a backbone with each kind of features that it can give and a head can use, and such a head.
+
+    Args:
+        resolve: Gives the backbone for a kind of features: `BackboneRequest.features`.
+        heads: All heads that are known.
+
+    Raises:
+        BackboneError: It cannot be resolved, or no head takes it.
+    """
+    kinds = [resolve("pooled")]
+    with contextlib.suppress(BackboneError):  # it may have no other kind; why the first fails is raised above
+        kinds.append(resolve("sequence"))
+    found: dict[str, tuple[Backbone, Head]] = {}
+    for backbone in kinds:
+        for head in heads:
+            if head.features == backbone.features and head.modality in (None, backbone.modality):
+                found.setdefault(backbone.features, (backbone, head))
+    if not found:
+        raise BackboneError(
+            f"no installed head takes {kinds[0].features} features of {kinds[0].modality} data, as {kinds[0].name} gives",
+            f"the kinds of features are {', '.join(FEATURE_DIMENSIONS)}; `autoft plugins --load` lists the heads",
+        )
+    return list(found.values())
 
 
 def check_stages_partition(backbone: Backbone) -> None:
@@ -121,22 +168,22 @@ def check_frozen_stages_do_not_change(backbone: Backbone) -> None:
     from autoft.freezing import frozen_modules, frozen_parameters
 
     module = backbone.build()
-    model = _with_linear(backbone, module)
+    model = with_linear(backbone, module)
     stages = model.stages
-    inputs = _inputs(backbone, BATCH)
+    inputs = make_inputs(backbone, BATCH)
     for depth in range(len(stages) + 1):
         model.freeze(depth)
         frozen = frozen_parameters(stages, depth)
         held = frozen | _frozen_buffers(module, frozen, frozen_modules(module, frozen) if depth else ())
-        before = {name: value.clone() for name, value in _state(module) if name in held}
-        without = _train(model, inputs)
+        before = {name: value.clone() for name, value in state_of(module) if name in held}
+        without = train(model, inputs)
         if without:
             raise CheckFailed(
                 f"{backbone.name}: every parameter that is not frozen must get a gradient, but at depth {depth} "
                 f"{len(without)} get none, such as {without[0]}",
                 "drop parameters that `forward` does not use, or list the stages from input to output",
             )
-        changed = [name for name, value in _state(module) if name in before and not _identical(value, before[name])]
+        changed = [name for name, value in state_of(module) if name in before and not identical(value, before[name])]
         if changed:
             kind = "parameter" if changed[0] in frozen else "buffer"
             raise CheckFailed(
@@ -168,7 +215,7 @@ def check_builds_share_nothing(backbone: Backbone) -> None:
     import torch
 
     first, second = backbone.build(), backbone.build()
-    inputs = _inputs(backbone, BATCH)
+    inputs = make_inputs(backbone, BATCH)
     hint = "make every module and tensor inside `build`, none outside of it"
     modules = {id(module) for module in first.modules()}
     for name, module in second.named_modules():
@@ -176,15 +223,15 @@ def check_builds_share_nothing(backbone: Backbone) -> None:
             raise CheckFailed(
                 f"{backbone.name}: two builds must share nothing, but share the module {name or 'itself'}", hint
             )
-    storages = {value.untyped_storage().data_ptr() for _, value in _state(first) if value.numel()}
-    for name, value in _state(second):
+    storages = {value.untyped_storage().data_ptr() for _, value in state_of(first) if value.numel()}
+    for name, value in state_of(second):
         if value.numel() and value.untyped_storage().data_ptr() in storages:
             raise CheckFailed(f"{backbone.name}: two builds must share nothing, but share the memory of {name}", hint)
-    before = {name: value.clone() for name, value in _state(second)}
+    before = {name: value.clone() for name, value in state_of(second)}
     with torch.no_grad():
         features = second.eval()(*inputs)
-    _train(_with_linear(backbone, first), inputs)
-    changed = [name for name, value in _state(second) if not _identical(value, before[name])]
+    train(with_linear(backbone, first), inputs)
+    changed = [name for name, value in state_of(second) if not identical(value, before[name])]
     if changed:
         raise CheckFailed(
             f"{backbone.name}: training one build must leave others as they were, but {changed[0]} moved", hint
@@ -209,80 +256,113 @@ def check_feature_shape(backbone: Backbone) -> None:
         )
     module = backbone.build().eval()
     size = backbone.feature_size(module)
-    inputs = _inputs(backbone, 3)
+    inputs = make_inputs(backbone, 3)
     with torch.inference_mode():
         found = {count: module(*(item[:count] for item in inputs)) for count in (1, 3)}
     for count, features in found.items():
         if not isinstance(features, torch.Tensor):
             raise CheckFailed(f"{backbone.name}: features must be a tensor, but are a {type(features).__name__}")
-        if tuple(features.shape) != (count, size):
+        shape = (count, size) if wanted == 2 else (count, inputs[0].shape[1], size)
+        if tuple(features.shape) != shape:
             raise CheckFailed(
-                f"{backbone.name}: {backbone.features} features of {count} samples must be {(count, size)}, but are "
+                f"{backbone.name}: {backbone.features} features of {count} samples must be {shape}, but are "
                 f"{tuple(features.shape)}",
-                "mend `feature_size`, or pool in the module",
+                "mend `feature_size`, or pool in the module" if wanted == 2 else "mend `feature_size`, or do not pool",
             )
         if not features.is_floating_point() or not bool(torch.isfinite(features).all()):
             raise CheckFailed(
                 f"{backbone.name}: features must be finite floating-point numbers, but are not, as {features.dtype}"
             )
-    apart = float((found[1] - found[3][:1]).abs().max())
-    if apart > TOLERANCE * max(1.0, float(found[1].abs().max())):
+    apart = distance(found[3][:1], found[1])
+    if not apart <= TOLERANCE:
         raise CheckFailed(
             f"{backbone.name}: a sample's features must not depend on its batch, but move by {apart:.3g} with neighbours",
             "compute nothing over the batch axis in evaluation",
         )
 
 
+def check_batch_order(backbone: Backbone) -> None:
+    """Check that a sample's features are the same wherever in a batch it stands.
+
+    Raises:
+        CheckFailed: They move with its place.
+    """
+    import torch
+
+    module = backbone.build().eval()
+    inputs = make_inputs(backbone, BATCH)
+    with torch.inference_mode():
+        there = module(*inputs)
+        back = module(*(item.flip(0) for item in inputs)).flip(0)
+    apart = distance(back, there)
+    if not apart <= TOLERANCE:
+        raise CheckFailed(
+            f"{backbone.name}: a sample's features must not depend on its place in the batch, but move by {apart:.3g} where "
+            "the order is reversed",
+            "treat every row alike",
+        )
+
+
 def check_export_parity(backbone: Backbone, head: Head) -> None:
     """Check that the model exports to ONNX, and that ONNX Runtime gives torch's outputs at batch 1, 2 and 7.
+
+    Texts are of other lengths than the traced ones too: from the shortest there is to the longest that is let through.
 
     Raises:
         CheckFailed: It cannot be exported or run, or an output differs by more than 1e-3.
     """
-    import numpy as np
     import onnxruntime
     import torch
 
-    from autoft.export.onnx import OUTPUTS, to_onnx
+    from autoft.export.onnx import output_names, to_onnx
     from autoft.model import assemble
 
-    targets = head.describe(CLASSES)
+    targets = head.describe(make_targets(head))
     knobs = {knob.name: knob.default for knob in head.knobs}
     model = assemble(backbone, head, targets, knobs, seed=0)
-    _train(model, _inputs(backbone, BATCH))  # running statistics as a trained model has them
+    train(model, make_inputs(backbone, BATCH))  # running statistics as a trained model has them
     with torch.no_grad():
         for parameter in model.head.parameters():
             # heads start near zero, where any two graphs agree
-            parameter.normal_(std=parameter.shape[-1] ** -0.5)
+            parameter.normal_(std=(parameter.shape[-1] if parameter.dim() else 1) ** -0.5)
     model.eval()
-    inputs = _inputs(backbone, max(EXPORT_BATCHES))
+    is_text = backbone.modality == "text"
+    batches = [(f"batch {count}", make_inputs(backbone, count)) for count in EXPORT_BATCHES]
+    if is_text:
+        batches.append(("the greatest length", make_longest(backbone)))
     try:
-        example = tuple(item[:2] for item in inputs)
-        proto = to_onnx(model, head.activation, example, input_names=backbone.inputs, labels=targets.labels)
+        proto = to_onnx(
+            model,
+            head.activation,
+            batches[1][1],
+            input_names=backbone.inputs,
+            labels=targets.labels,
+            scores=head.scores,
+            lengths=is_text,
+        )
     except AutoftError as error:
         raise CheckFailed(f"{backbone.name} must export to ONNX: {error.message}", error.hint) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # a graph that fails is reported below, once
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for count in EXPORT_BATCHES:
-        few = tuple(item[:count] for item in inputs)
+    names = output_names(head.scores)
+    for where, inputs in batches:
         with torch.inference_mode():
-            outputs = model(*few)
-            wanted = {"logits": outputs.numpy(), "probabilities": head.activation(outputs).numpy()}
+            outputs = model(*inputs)
+            wanted = (outputs, head.activation(outputs))[: len(names)]
         try:
-            named = {name: item.numpy() for name, item in zip(backbone.inputs, few, strict=True)}
-            found = dict(zip(OUTPUTS, session.run(list(OUTPUTS), named), strict=True))
+            named = {name: item.numpy() for name, item in zip(backbone.inputs, inputs, strict=True)}
+            found = session.run(list(names), named)
         except Exception as error:
             raise CheckFailed(
-                f"{backbone.name}: the exported graph must run at batch {count}, but fails: {first_line(error)}",
-                "take the batch size from the input's shape, never from a constant",
+                f"{backbone.name}: the exported graph must run at {where}, but fails: {first_line(error)}",
+                "take sizes from the input's shape, never from a constant",
             ) from error
-        for name in OUTPUTS:
-            same_shape = found[name].shape == wanted[name].shape
-            apart = float(np.abs(found[name] - wanted[name]).max()) if same_shape else float("inf")
+        for name, theirs, ours in zip(names, map(torch.from_numpy, found), wanted, strict=True):
+            apart = distance(real_rows(theirs, backbone, inputs), real_rows(ours, backbone, inputs))
             if not apart <= TOLERANCE:  # written so that NaN fails
                 raise CheckFailed(
-                    f"{backbone.name}: {name} of the graph may differ from torch's by {TOLERANCE:g}, but at batch {count} "
+                    f"{backbone.name}: {name} of the graph may differ from torch's by {TOLERANCE:g}, but at {where} "
                     f"differ by {apart:.3g}",
                     "avoid Python conditions on sizes or values in `forward`: a graph keeps one branch",
                 )
@@ -310,60 +390,46 @@ CHECKS: tuple[Check, ...] = (
         lambda backbone, head: check_feature_shape(backbone),
     ),
     Check(
+        "batch-order",
+        "a sample's features do not depend on its place in the batch",
+        lambda backbone, head: check_batch_order(backbone),
+    ),
+    Check(
+        "padding",
+        "a text's features do not depend on the padding behind it",
+        lambda backbone, head: check_padding(backbone),
+        modality="text",
+    ),
+    Check(
+        "truncation",
+        "long texts are cut to a length that the model takes, end as whole ones do, and are reported",
+        lambda backbone, head: check_truncation(backbone),
+        modality="text",
+    ),
+    Check(
+        "decoding",
+        "texts become the same tokens one by one and together",
+        lambda backbone, head: check_decoding(backbone),
+        modality="text",
+    ),
+    Check(
+        "bundle-inputs",
+        "the bundle's script makes the inputs of training, from the bundle's tokenizer",
+        lambda backbone, head: check_bundle_inputs(backbone),
+        modality="text",
+    ),
+    Check(
+        "words",
+        "each tagged word has its tag at its first token",
+        lambda backbone, head: check_words(backbone),
+        modality="text",
+    ),
+    Check(
         "export-parity",
-        "the exported graph gives torch's outputs at batch 1, 2 and 7",
+        "the exported graph gives torch's outputs at batch 1, 2 and 7, and for texts at other lengths",
         check_export_parity,
     ),
 )
-
-
-def _inputs(backbone: Backbone, count: int) -> tuple[Tensor, ...]:
-    """Make the backbone's inputs for `count` generated samples, through its own preprocessing."""
-    import torch
-
-    from autoft.testing.toy import paint_png
-
-    if backbone.modality != "image":
-        raise CheckFailed(f"the kit can make samples for image backbones, but {backbone.name} takes {backbone.modality}")
-    size = max(backbone.image_size or (32, 32)) + 3  # not the input's own size: decoding must resize
-    sources = [paint_png(number % 3, 3, seed=(number,), size=size) for number in range(count)]
-    decoded = torch.stack([backbone.preprocessing.decode(source, augmented=False) for source in sources])
-    inputs = backbone.preprocessing.inputs(decoded)
-    if len(inputs) != len(backbone.inputs):
-        raise CheckFailed(f"{backbone.name} names {len(backbone.inputs)} inputs, but its preprocessing gives {len(inputs)}")
-    return inputs
-
-
-def _with_linear(backbone: Backbone, module: nn.Module) -> FineTuneModel:
-    from torch import nn
-
-    from autoft.model import FineTuneModel
-
-    return FineTuneModel(module, nn.Linear(backbone.feature_size(module), len(CLASSES)), backbone.stages(module))
-
-
-def _train(model: FineTuneModel, inputs: tuple[Tensor, ...]) -> list[str]:
-    """Take a few optimizer steps in training mode; return the backbone's trainable parameters that got no gradient."""
-    import torch
-    from torch.nn import functional as F
-
-    wanted = torch.arange(len(inputs[0])) % len(CLASSES)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.1)
-    model.train()
-    for _ in range(STEPS):
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(*inputs), wanted).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    without = [name for name, p in model.backbone.named_parameters() if p.requires_grad and p.grad is None]
-    optimizer.zero_grad(set_to_none=True)
-    return without
-
-
-def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and buffers, also buffers that are not saved: they change the outputs all the same."""
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        yield name, parameter.detach()
-    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _frozen_buffers(module: nn.Module, frozen: frozenset[str], held: tuple[str, ...]) -> frozenset[str]:
@@ -375,13 +441,3 @@ def _frozen_buffers(module: nn.Module, frozen: frozenset[str], held: tuple[str, 
         if name in held or (own and all(parameter in frozen for parameter in own)):
             names |= {f"{prefix}{buffer}" for buffer, _ in owner.named_buffers(recurse=False)}
     return frozenset(names)
-
-
-def _identical(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors hold the same bits; equal NaNs count as equal, 0.0 and -0.0 do not."""
-    import torch
-
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    flat = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
-    return torch.equal(*flat)
