@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from autoft.builtin import heads
-from autoft.loading import FixedData
+from autoft.loading import FixedData, RaggedData
 from autoft.model import FineTuneModel, assemble
 from autoft.specs import Backbone, BackboneRequest
 from autoft.testing import toy
+from autoft.testing.toy_text import toy_texts
 from autoft.train import EpochReport, Objective, TrainConfig, choose_device, choose_precision, fit, predict
 from autoft.worker import Job, Worker
 
@@ -154,3 +155,34 @@ def test_real_out_of_memory_halves_the_micro_batch_and_goes_on(setup: Setup, tmp
     outcome = worker.run(Job(hungry, replace(CONFIG, epochs=1), "none", tmp_path / "0"))
     assert outcome.state == "complete"
     assert outcome.micro_batch == 2
+
+
+# --- texts --------------------------------------------------------------------------------------------
+
+
+class TextSetup(Setup):
+    """Toy texts, a toy encoder and the classification head."""
+
+    def __init__(self) -> None:
+        found = toy.resolve(BackboneRequest("text", weights="none"))
+        samples = toy_texts(per_class=16)
+        self.backbone = replace(found, preprocessing=found.preprocessing.fit([sample.source for sample in samples]))
+        targets = HEAD.describe([sample.target for sample in samples])
+        encoded = HEAD.encode([sample.target for sample in samples], targets)
+        self.objective = Objective(HEAD, targets, "accuracy")
+        self.train = self.validation = RaggedData(samples, encoded, self.backbone.preprocessing)  # type: ignore[assignment, arg-type]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_on_texts_learns_on_the_gpu(precision: str) -> None:
+    setup = TextSetup()
+    config = replace(CONFIG, precision=precision, epochs=12, learning_rate=1e-2)
+    assert fit(setup.model(), setup.train, setup.validation, setup.objective, config, device=CUDA).best.value > 0.8
+
+
+def test_outputs_for_texts_on_the_gpu_equal_those_on_the_cpu() -> None:
+    test_outputs_on_the_gpu_equal_those_on_the_cpu(TextSetup())
+
+
+def test_training_on_texts_does_not_synchronize_in_a_step() -> None:
+    test_training_does_not_synchronize_in_a_step(TextSetup())
