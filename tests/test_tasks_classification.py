@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from autoft.errors import DataError
 from autoft.specs import Targets
@@ -74,6 +74,23 @@ def test_unknown_label_is_refused_with_the_nearest() -> None:
         task.encode(["dog", "cats"], targets)
     with pytest.raises(DataError, match="the classes are cat, dog"):
         task.encode(["zebra"], targets)
+
+
+@pytest.mark.parametrize("target", [("a", "b"), 3, (0.5,), None])
+def test_targets_that_are_not_one_label_are_refused(target: object) -> None:
+    with pytest.raises(DataError, match=r"one label a sample, but got .*\n.*choose another `task`"):
+        task.describe(["a", target, "b"])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="one label a sample"):
+        task.encode([target], THREE)  # type: ignore[list-item]
+
+
+def test_resampling_draws_every_class_equally_often() -> None:
+    encoded = torch.tensor([0] * 6 + [1] * 3 + [2])
+    weights = task.draw_weights(encoded, THREE, {"imbalance": "resample"})
+    assert weights is not None
+    assert [weights[encoded.numpy() == label].sum() for label in range(3)] == pytest.approx([10 / 3] * 3)
+    for other in ("none", "weights", "focal"):
+        assert task.draw_weights(encoded, THREE, {"imbalance": other}) is None
 
 
 def test_encoded_labels_are_class_indices() -> None:
@@ -148,6 +165,7 @@ def test_metrics_agree_with_their_definitions(classes: int) -> None:
         areas.append((positive[:, None] > negative).mean() + 0.5 * (positive[:, None] == negative).mean())
     assert set(found) == {"accuracy", "balanced_accuracy", "f1_macro", "log_loss", "auroc"} == set(HEAD.directions)
     assert found["accuracy"] == pytest.approx((guess == wanted).mean())
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(wanted, guess))
     assert found["f1_macro"] == pytest.approx(np.mean(scores))
     assert found["log_loss"] == pytest.approx(-np.log(probabilities[np.arange(len(wanted)), wanted]).mean())
     assert found["auroc"] == pytest.approx(np.mean(areas))
@@ -161,6 +179,20 @@ def test_auroc_is_left_out_where_a_class_is_missing() -> None:
     keep = truth != 2
     found = task.metrics(outputs[keep], truth[keep], THREE)
     assert set(found) == {"accuracy", "balanced_accuracy", "f1_macro", "log_loss"}
+
+
+def test_balanced_accuracy_is_of_the_classes_that_the_split_has() -> None:
+    outputs = torch.eye(3)[[0, 0, 2, 1]] * 9
+    assert task.metrics(outputs, torch.tensor([0, 0, 0, 1]), THREE)["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_outputs_that_are_not_finite_are_refused(value: float) -> None:
+    outputs, truth = logits()
+    outputs[3, 1] = value
+    for score in (task.metrics, task.report):
+        with pytest.raises(ValueError, match="outputs must be finite to be scored, but 1 of 120 are not"):
+            score(outputs, truth, THREE)
 
 
 def test_missing_class_counts_as_zero_in_macro_f1() -> None:

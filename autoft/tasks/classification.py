@@ -107,12 +107,12 @@ def check_known(found: Sequence[str], labels: Sequence[str], noun: str, plural: 
 
 
 def _check(targets: Sequence[Any]) -> None:
-    wrong = next((target for target in targets if not isinstance(target, str)), None)
-    if wrong is not None:
-        raise DataError(
-            f"classification needs one label a sample, but got {wrong!r}",
-            "choose another `task`: multi-label for several labels, regression for numbers",
-        )
+    for target in targets:
+        if not isinstance(target, str):
+            raise DataError(
+                f"classification needs one label a sample, but got {target!r}",
+                "choose another `task`: multi-label for several labels, regression for numbers",
+            )
 
 
 def build(features: int, targets: Targets, knobs: Mapping[str, Any]) -> nn.Module:
