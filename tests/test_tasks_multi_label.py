@@ -154,6 +154,8 @@ def test_best_threshold_is_not_beaten_by_any_other(pairs: list[tuple[float, bool
 
 def test_threshold_lies_in_the_middle_of_two_scores() -> None:
     assert best_threshold(np.array([0.1, 0.2, 0.4]), np.array([False, False, True])) == pytest.approx(0.3)
+    neighbours = np.array([0.2, np.nextafter(0.2, 1)])
+    assert best_threshold(neighbours, np.array([False, True])) == neighbours[1]
 
 
 def test_tuning_never_loses_f1_of_any_label_on_the_split_and_is_deterministic() -> None:

@@ -238,7 +238,9 @@ def best_threshold(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> flo
     upper, lower = scores[last], np.append(scores[1:][last[:-1]], 0.0)
     hits, given = truth.cumsum()[last], np.flatnonzero(last) + 1
     f1 = quotient(2 * hits, given + truth.sum())
-    between = np.where((lower < DEFAULT_THRESHOLD) & (upper >= DEFAULT_THRESHOLD), DEFAULT_THRESHOLD, (lower + upper) / 2)
+    middle = (lower + upper) / 2
+    middle = np.where(middle > lower, middle, upper)  # between neighbouring floats there is none
+    between = np.where((lower < DEFAULT_THRESHOLD) & (upper >= DEFAULT_THRESHOLD), DEFAULT_THRESHOLD, middle)
     best = np.flatnonzero(f1 == f1.max())
     return float(between[best[np.abs(between[best] - DEFAULT_THRESHOLD).argmin()]])
 
