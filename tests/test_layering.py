@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("errors", "specs", "files", "events", "ragged"),
     ("hookspecs", "config", "plugin_record", "catalog"),
-    ("images", "augment", "text", "batching", "splits", "freezing", "tasks"),
+    ("images", "augment", "text", "batching", "splits", "freezing", "tasks", "hub", "hf_files", "hf_models"),
     ("model", "regularize", "tokens", "loading"),
     ("train", "space"),
     ("worker",),

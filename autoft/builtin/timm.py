@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -21,6 +19,7 @@ from urllib.parse import urlsplit
 
 from autoft.errors import BackboneError, first_line, nearest
 from autoft.hookspecs import hookimpl
+from autoft.hub import find_file, require_network
 from autoft.specs import Backbone, BackboneFamily, BackboneRequest, Stage
 
 if TYPE_CHECKING:
@@ -322,64 +321,23 @@ def _hub_file(model: str, config: dict[str, Any]) -> Path | None:
     Raises:
         BackboneError: The weights are not in the cache and the hub cannot be reached.
     """
-    repository = config.get("hf_hub_id")
-    if not repository:
-        _require_network(model, config.get("url") or "", cached=_torch_cache(config.get("url") or ""))
+    what = f"the pretrained weights of timm/{model}"
+    if not config.get("hf_hub_id"):
+        if not _torch_cache(config.get("url") or ""):
+            require_network(what, config.get("url") or "")
         return None
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    repository, _, revision = str(repository).partition("@")
+    repository, _, revision = str(config["hf_hub_id"]).partition("@")
     names = (config["hf_hub_filename"],) if config.get("hf_hub_filename") else WEIGHT_FILES
-    for name in names:
-        cached = try_to_load_from_cache(repository, name, revision=revision or None)
-        if isinstance(cached, str):
-            return Path(cached)
-    _require_network(model, constants.ENDPOINT, cached=False)
-    for name in names:
-        try:
-            return Path(hf_hub_download(repository, name, revision=revision or None))
-        except LocalEntryNotFoundError as error:
-            raise _no_network(model, constants.ENDPOINT) from error
-        except EntryNotFoundError:
-            continue
-        except (HfHubHTTPError, OSError) as error:
-            raise BackboneError(
-                f"the weights of timm/{model} could not be downloaded: {first_line(error)}",
-                "try again, or download them elsewhere and give `weights: PATH`",
-            ) from error
-    raise BackboneError(f"{repository} on the hub has none of {', '.join(names)}", "give `weights: PATH`")
+    file = find_file(repository, *names, what=what, revision=revision or None)
+    if file is None:
+        raise BackboneError(f"{repository} on the hub has none of {', '.join(names)}", "give `weights: PATH`")
+    return file
 
 
 def _torch_cache(url: str) -> bool:
     from torch.hub import get_dir
 
     return bool(url) and (Path(get_dir()) / "checkpoints" / Path(urlsplit(url).path).name).is_file()
-
-
-def _require_network(model: str, address: str, *, cached: bool) -> None:
-    """Fail at once where a download cannot work; the hub's client alone would retry for most of a minute."""
-    if cached:
-        return
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise _no_network(model, address, "HF_HUB_OFFLINE is set")
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY")):
-        return  # behind a proxy the host's name need not resolve here
-    host = urlsplit(address).hostname or ""
-    try:
-        socket.create_connection((host, urlsplit(address).port or 443), timeout=5).close()
-    except OSError as error:
-        raise _no_network(model, address, str(error)) from error
-
-
-def _no_network(model: str, address: str, reason: str = "no answer") -> BackboneError:
-    return BackboneError(
-        f"the pretrained weights of timm/{model} are not in the local cache, and {address} cannot be reached ({reason})",
-        "connect once, or copy the Hugging Face cache here (HF_HOME), or give `weights: PATH` (--weights PATH) of a local "
-        "safetensors file or folder, or `weights: none` to train from scratch",
-    )
 
 
 class _MissingKeys(logging.Handler):
