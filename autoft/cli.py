@@ -192,31 +192,37 @@ def search(
 @app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Inputs: images for an image bundle.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[INPUTS]...",
+            help="Files of images; or texts, of a bundle for pairs two each, or - to read a text a line.",
+            show_default=False,
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="A file of texts: .txt (a text a line), .csv, .tsv or .jsonl.  [default: none]"),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Inputs at once.", show_default=True)] = 32,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a line: input, label, score.  [default: off]")
+        bool, typer.Option("--json", help="Print one JSON object a line: the input and its answer.  [default: off]")
     ] = False,
     no_plugins: NoPlugins = False,
 ) -> None:
-    """Answer for files with a bundle, through ONNX Runtime.
+    """Answer for images or texts with a bundle, through ONNX Runtime.
 
-    An unreadable file is named on stderr, the others are still answered, and the exit code is 2.
+    An input that cannot be answered is named on stderr, the others are still answered, and the exit code is 2.
     """
     from autoft import deploy
     from autoft.discovery import discover
 
     opened = deploy.open_bundle(bundle, discover(enabled=not no_plugins))
-    unreadable = 0
-    for answer in deploy.predict(opened, files, batch_size=batch_size):
-        if "error" in answer:
-            unreadable += 1
-            print(f"error: {answer['error']}", file=sys.stderr)
-        elif as_json:
-            print(json.dumps({key: answer[key] for key in ("input", "label", "score")}))
-        else:
-            print(f"{answer['input']}  {answer['label']}  {answer['score']:.4f}")
-    if unreadable:
+    unanswered = 0
+    for answer in deploy.predict(opened, deploy.inputs_of(opened, inputs or (), file), batch_size=batch_size):
+        unanswered += "error" in answer
+        print(deploy.line(opened, answer, as_json=as_json), file=sys.stderr if "error" in answer else sys.stdout)
+    if unanswered:
         raise typer.Exit(BAD_INPUT)
 
 
@@ -232,7 +238,7 @@ def evaluate(
     as_json: AsJson = False,
     no_plugins: NoPlugins = False,
 ) -> None:
-    """Score a bundle on labelled data, from the raw files through ONNX Runtime."""
+    """Score a bundle on labelled data, from the raw inputs through ONNX Runtime."""
     from autoft import deploy
     from autoft.discovery import discover
 
@@ -444,7 +450,7 @@ def _print_result(result: SearchResult, brief: bool) -> None:
             ("trials", ", ".join(f"{count} {state}" for state, count in result.trials.items())),
             ("run", result.run),
             ("bundle", result.bundle),
-            ("next", f"autoft predict {result.bundle} FILES..."),
+            ("next", f"autoft predict {result.bundle} INPUTS..."),
         ]
     )
 

@@ -110,7 +110,8 @@ def test_preprocessing_graph_sees_what_the_script_sees(made: tuple[Exported, Pat
 
 def test_golden_samples_are_of_all_classes_and_replay(made: tuple[Exported, Path]) -> None:
     golden = read_json(made[1] / "golden" / "golden.json")
-    assert len(golden["inputs"]) == len(golden["labels"]) == 5
+    assert len(golden["inputs"]) == len(golden["answers"]) == 5
+    assert set(golden["answers"]) <= set(TARGETS.labels)
     checked = Bundle.load(made[1]).check()
     assert checked["ok"]
     assert checked["logits"] == 0.0

@@ -81,7 +81,7 @@ def test_search_prints_its_result_to_stdout_and_all_else_to_stderr(finished: Fin
     )
     assert shown["trials"] == "3 complete"
     assert shown["bundle"] == str(finished.path / "bundle")
-    assert shown["next"] == f"autoft predict {finished.path / 'bundle'} FILES..."
+    assert shown["next"] == f"autoft predict {finished.path / 'bundle'} INPUTS..."
     lines = finished.err.splitlines()
     assert "\x1b" not in finished.err, "plain lines where there is no terminal"
     for words in ("36 samples in 3 classes", "builds, exports", "trial 0 (preset)", "epoch 1/2", "left", "exporting trial"):

@@ -155,9 +155,7 @@ def answer_nan(folder: Path) -> None:
 
 def shuffle_answers(folder: Path) -> None:
     script = folder / "predict.py"
-    source = script.read_text().replace(
-        "return logits, probabilities\n\n    def predict", "return logits[::-1].copy(), probabilities\n\n    def predict"
-    )
+    source = script.read_text().replace("return np.concatenate(parts) if", "return np.concatenate(parts)[::-1].copy() if")
     assert source != script.read_text()
     script.write_text(source)
     rewrite(folder, lambda contract: contract["files"].update({"predict.py": sha256(script)}))
@@ -165,8 +163,8 @@ def shuffle_answers(folder: Path) -> None:
 
 def wrong_at_batch_seven(folder: Path) -> None:
     script = folder / "predict.py"
-    line = "        logits, probabilities = self.run(pixel_values)\n"
-    source = script.read_text().replace(line, f"{line}        logits = logits + (len(logits) == 7)\n")
+    line = 'parts.append(self._model.run(self._inputs(batch))["logits"])'
+    source = script.read_text().replace(line, f"{line[:-1]} + (len(batch) == 7))")
     assert source != script.read_text()
     script.write_text(source)
     rewrite(folder, lambda contract: contract["files"].update({"predict.py": sha256(script)}))

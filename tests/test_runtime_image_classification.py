@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from autoft.export.script import script_source
 from autoft.runtime import image_classification as runtime
 
 PREPROCESSING = {
@@ -45,7 +46,7 @@ def test_imports_nothing_but_numpy_pillow_and_the_standard_library():
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     outside = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
-    assert outside == {"numpy", "PIL", "onnxruntime"}
+    assert outside == {"numpy", "PIL", "autoft"}
 
 
 def test_importing_it_does_not_load_onnxruntime_or_torch():
@@ -286,12 +287,11 @@ def bundle(tmp_path):
     write_contract(folder)
     loaded = runtime.Bundle.load(folder, threads=1)
     pixels = runtime.normalize(np.stack([loaded.pixels(inputs / name) for name in names]), PREPROCESSING)
-    logits, probabilities = loaded.run(pixels)
-    for name, values in {"pixel_values": pixels, "logits": logits, "probabilities": probabilities}.items():
+    for name, values in {"pixel_values": pixels, **loaded.run(pixels)}.items():
         np.save(folder / "golden" / f"{name}.npy", values)
-    golden = {"inputs": names, "labels": LABELS, "tolerance": 1e-3}
+    golden = {"inputs": names, "answers": LABELS, "tolerance": 1e-3}
     (folder / "golden" / "golden.json").write_text(json.dumps(golden))
-    (folder / "predict.py").write_text(Path(runtime.__file__).read_text())
+    (folder / "predict.py").write_text(script_source(Path(runtime.__file__)))
     write_contract(folder)
     return folder
 
@@ -417,14 +417,14 @@ def test_check_fails_on_differing_vectors(bundle, name, error, capsys):
 def test_check_fails_on_a_wrong_label(bundle, capsys):
     path = bundle / "golden" / "golden.json"
     golden = json.loads(path.read_text())
-    path.write_text(json.dumps({**golden, "labels": ["red", "green", "red"]}))
+    path.write_text(json.dumps({**golden, "answers": ["red", "green", "red"]}))
     write_contract(bundle)
     assert runtime.main(["--bundle", str(bundle), "--check"]) == 1
-    assert "wrong label: blue.png" in capsys.readouterr().out
+    assert "wrong answer: blue.png" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "change", [{"inputs": []}, {"inputs": [1, 2, 3]}, {"inputs": ["../a"] * 3}, {"tolerance": None}, {"labels": ["red"]}]
+    "change", [{"inputs": []}, {"inputs": [1, 2, 3]}, {"inputs": ["../a"] * 3}, {"tolerance": None}, {"answers": ["red"]}]
 )
 def test_golden_list_that_makes_no_sense_is_refused(bundle, change):
     path = bundle / "golden" / "golden.json"

@@ -7,7 +7,7 @@ import math
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,16 @@ from torch import Tensor
 from autoft.errors import ExportError
 from autoft.export.card import model_card
 from autoft.export.contract import FORMAT, FORMAT_VERSION
-from autoft.export.onnx import to_onnx
+from autoft.export.onnx import output_names, to_onnx
 from autoft.export.parity import Parity, check_parity, describe
 from autoft.export.preprocess import build_preprocess_model, can_preprocess
-from autoft.export.script import load_script
+from autoft.export.script import load_script, script_source
 from autoft.files import folder_in_place, save_tensors, sha256, write_json, write_text
-from autoft.loading import SplitData
+from autoft.loading import RaggedData, SplitData
 from autoft.model import FineTuneModel
-from autoft.specs import Backbone, Sample
+from autoft.ragged import Ragged, Rows
+from autoft.runtime.shared import essence
+from autoft.specs import Answer, Backbone, Sample
 from autoft.train import Objective, predict
 
 GOLDEN_TOLERANCE = 1e-3
@@ -38,6 +40,8 @@ RECORDED_PACKAGES = (
     "torch",
     "torchvision",
     "timm",
+    "transformers",
+    "tokenizers",
     "optuna",
     "onnx",
     "onnxruntime",
@@ -45,6 +49,16 @@ RECORDED_PACKAGES = (
     "pillow",
     "scikit-learn",
 )
+
+
+CANDIDATES = 64  # samples among which an example for tracing is chosen
+EXAMPLE_TOKENS = 8  # at least: two lengths, neither of which tracing takes for a constant
+
+PROBLEMS: Mapping[Answer, str] = {  # `problem_type` of the Hugging Face ecosystem; tagging has none
+    "label": "single_label_classification",
+    "labels": "multi_label_classification",
+    "values": "regression",
+}
 
 
 @dataclass(frozen=True)
@@ -102,18 +116,25 @@ def export_bundle(
     Raises:
         ExportError: The model cannot be exported, or the gate fails; `folder` is untouched.
     """
-    backbone, objective = trained.backbone, trained.objective
-    head, targets = objective.head, objective.targets
+    backbone, head = trained.backbone, trained.objective.head
     cpu = torch.device("cpu")
     model = trained.model.to(cpu).to(memory_format=torch.contiguous_format)
     validation = predict(model, trained.validation, device=cpu, batch_size=64)
+    if head.tune is not None:
+        tuned = head.tune(validation, trained.validation.targets, trained.objective.targets)
+        trained = replace(trained, objective=replace(trained.objective, targets=tuned))
+    objective, targets = trained.objective, trained.objective.targets
     test = predict(model, trained.test, device=cpu, batch_size=64)
+    thresholds = targets.values.get("thresholds")
     proto = to_onnx(
         model,
         head.activation,
         example_inputs(trained.validation, backbone),
         input_names=backbone.inputs,
         labels=targets.labels,
+        scores=head.scores,
+        lengths=backbone.preprocessing.ragged,
+        metadata={"answer": head.answer, **({"thresholds": json.dumps(list(thresholds))} if thresholds else {})},
     )
     with folder_in_place(folder) as draft:
         _write_files(draft, trained, proto)
@@ -137,7 +158,7 @@ def export_bundle(
                 "test": head.report(test, trained.test.targets, targets),
             },
         )
-        _write_golden(draft, trained.validation.samples, targets.labels, golden)
+        _write_golden(draft, trained.validation.samples, golden)
         measured = exported_facts(exported)
         write_text(draft / "README.md", model_card(backbone, objective, measured, exported.reports, trained.facts))
         _write_contract(draft, trained, measured)
@@ -157,16 +178,21 @@ def exported_facts(exported: Exported) -> dict[str, Any]:
 
 
 def example_inputs(data: SplitData, backbone: Backbone) -> tuple[Tensor, ...]:
-    """Return the inputs of two samples, for tracing."""
-    rows = np.arange(2) % len(data)
-    inputs, _ = next(iter(data.batches([rows], device=torch.device("cpu"))))
+    """Return the inputs of two samples, for tracing; of texts, one half as long as the other, and neither short."""
+    if isinstance(data, RaggedData):
+        longest = int(data.tokens.lengths[:CANDIDATES].argmax())
+        row = data.tokens.take(np.array([longest])).row(0)
+        row = row[torch.arange(max(EXAMPLE_TOKENS, len(row))) % len(row)]
+        inputs = data.preprocessing.inputs(Ragged.of([row, row[: len(row) // 2]]))
+    else:
+        inputs, _ = next(iter(data.batches([np.arange(2) % len(data)], device=torch.device("cpu"))))
     if len(inputs) != len(backbone.inputs):
         raise ExportError(f"{backbone.name} names {len(backbone.inputs)} inputs, but its preprocessing gives {len(inputs)}")
     return inputs
 
 
-def bootstrap_error(outputs: Tensor, encoded: Tensor, objective: Objective) -> float:
-    """Return the standard error of the task's metric by resampling the split (Efron, 1979).
+def bootstrap_error(outputs: Rows, encoded: Rows, objective: Objective) -> float:
+    """Return the standard error of the task's metric by resampling the split's samples (Efron, 1979).
 
     Of a large split, fewer rows are drawn than it has, and the error is scaled to all of them (m out of n bootstrap).
     Resamples in which the metric is not defined are left out.
@@ -183,14 +209,14 @@ def bootstrap_error(outputs: Tensor, encoded: Tensor, objective: Objective) -> f
 
 
 def _write_files(folder: Path, trained: Trained, proto: onnx.ModelProto) -> None:
-    backbone, targets = trained.backbone, trained.objective.targets
+    backbone, head, targets = trained.backbone, trained.objective.head, trained.objective.targets
     (folder / "onnx").mkdir()
     onnx.save_model(proto, folder / "onnx" / "model.onnx")
     declared = backbone.preprocessing.to_dict()
     if can_preprocess(declared):
         onnx.save_model(build_preprocess_model(declared), folder / "onnx" / "preprocess.onnx")
     save_tensors(folder / "model.safetensors", trained.model.state_dict(), {"backbone": backbone.name})
-    shutil.copyfile(trained.objective.head.runtime or backbone.preprocessing.runtime, folder / "predict.py")
+    write_text(folder / "predict.py", script_source(head.runtime or backbone.preprocessing.runtime))
     for name, content in backbone.preprocessing.files().items():
         write_text(folder / name, content)
     write_json(
@@ -200,13 +226,15 @@ def _write_files(folder: Path, trained: Trained, proto: onnx.ModelProto) -> None
             "num_labels": len(targets.labels),
             "id2label": {str(index): label for index, label in enumerate(targets.labels)},
             "label2id": {label: index for index, label in enumerate(targets.labels)},
+            **({"problem_type": PROBLEMS[head.answer]} if head.answer in PROBLEMS else {}),
         },
     )
 
 
 def _write_contract(folder: Path, trained: Trained, measured: Mapping[str, Any]) -> None:
     """Write `autoft.json` last: it holds the hash of every other file."""
-    backbone, objective = trained.backbone, trained.objective
+    backbone, objective, targets = trained.backbone, trained.objective, trained.objective.targets
+    takes = _takes(trained.validation.samples[0])
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "autoft.json")
     write_json(
         folder / "autoft.json",
@@ -215,10 +243,14 @@ def _write_contract(folder: Path, trained: Trained, measured: Mapping[str, Any])
             "format_version": FORMAT_VERSION,
             "name": trained.facts["name"],
             "task": objective.head.name,
-            "labels": list(objective.targets.labels),
+            "answer": objective.head.answer,
+            "labels": list(targets.labels),
+            "values": {name: list(numbers) for name, numbers in targets.values.items()},
             "metric": objective.metric,
+            **({"takes": takes} if takes else {}),
+            "columns": trained.facts["data"].get("columns", {}),
             "inputs": list(backbone.inputs),
-            "outputs": ["logits", "probabilities"],
+            "outputs": list(output_names(objective.head.scores)),
             "preprocessing": backbone.preprocessing.to_dict(),
             "backbone": {
                 "name": backbone.name,
@@ -234,27 +266,38 @@ def _write_contract(folder: Path, trained: Trained, measured: Mapping[str, Any])
     )
 
 
-def _write_golden(folder: Path, samples: Sequence[Sample], labels: Sequence[str], count: int) -> None:
-    """Store raw validation samples of as many classes as possible, with what the bundle makes of them."""
+def _takes(sample: Sample) -> str | None:
+    """Return what an input of a bundle for texts is; None for others, whose inputs are files."""
+    kinds = ((str, "text"), (tuple, "pair"), (list, "words"))
+    return next((name for kind, name in kinds if isinstance(sample.source, kind)), None)
+
+
+def _write_golden(folder: Path, samples: Sequence[Sample], count: int) -> None:
+    """Store raw validation samples of as many targets as possible, with what the bundle makes of them."""
     chosen = _spread(samples, count)
     if not chosen:
         return
-    inputs = folder / "golden" / "inputs"
-    inputs.mkdir(parents=True)
-    names = []
+    golden = folder / "golden"
+    golden.mkdir()
+    entries, sources = [], []
     for number, sample in enumerate(chosen):
-        if isinstance(sample.source, Path):
-            names.append(f"{number}{sample.source.suffix.lower()}")
-            shutil.copyfile(sample.source, inputs / names[-1])
+        if _takes(sample):
+            entry = source = sample.source  # texts are JSON already
         else:
-            names.append(f"{number}.bin")
-            (inputs / names[-1]).write_bytes(sample.source)
+            entry = f"{number}{sample.source.suffix.lower()}" if isinstance(sample.source, Path) else f"{number}.bin"
+            source = golden / "inputs" / entry
+            source.parent.mkdir(exist_ok=True)
+            if isinstance(sample.source, Path):
+                shutil.copyfile(sample.source, source)
+            else:
+                source.write_bytes(sample.source)
+        entries.append(entry)
+        sources.append(source)
     bundle = load_script(folder / "predict.py").Bundle.load(folder)
-    arrays = bundle.vectors([inputs / name for name in names])
-    for name, array in arrays.items():
-        np.save(inputs.parent / f"{name}.npy", array, allow_pickle=False)
-    answers = [labels[int(row.argmax())] for row in arrays["probabilities"]]
-    write_json(inputs.parent / "golden.json", {"inputs": names, "labels": answers, "tolerance": GOLDEN_TOLERANCE})
+    for name, array in bundle.vectors(sources).items():
+        np.save(golden / f"{name}.npy", array, allow_pickle=False)
+    answers = [essence(answer) for answer in bundle.answers(sources)]
+    write_json(golden / "golden.json", {"inputs": entries, "answers": answers, "tolerance": GOLDEN_TOLERANCE})
 
 
 def _replay_golden(folder: Path) -> None:
@@ -265,12 +308,15 @@ def _replay_golden(folder: Path) -> None:
 
 
 def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Choose samples, one of each target in turn."""
+    """Choose samples, one of each target in turn, in one pass that holds few of them."""
     queues: dict[Any, list[Sample]] = {}
-    for sample in samples:
-        queues.setdefault(sample.target, []).append(sample)
+    for sample in samples if count else ():
+        if sample.target in queues or len(queues) < count:
+            queue = queues.setdefault(sample.target, [])
+            if len(queue) < count:
+                queue.append(sample)
     chosen: list[Sample] = []
-    while len(chosen) < min(count, len(samples)):
+    while len(chosen) < count and any(queues.values()):
         for queue in queues.values():
             if queue and len(chosen) < count:
                 chosen.append(queue.pop(0))

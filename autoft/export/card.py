@@ -3,12 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from autoft.specs import Backbone
+from autoft.specs import Answer, Backbone, Targets
 from autoft.train import Objective
 
 SHOWN_CLASSES = 50
+
+
+@dataclass(frozen=True)
+class _Words:
+    """How a card speaks of one modality.
+
+    Attributes:
+        one: What an input is.
+        packages: What running the bundle needs.
+        arguments: What `predict.py` is given.
+        shape: Of the graph's inputs.
+        by_hand: What to know for running it without `predict.py`.
+    """
+
+    one: str
+    packages: str
+    arguments: str
+    shape: str
+    by_hand: str
+
+
+_IMAGE = _Words(
+    "image",
+    "onnxruntime numpy pillow",
+    "IMAGE [IMAGE ...] --json",
+    "(N, 3, H, W)",
+    "`preprocessor_config.json` and `autoft.json` declare the preprocessing; `predict.py` holds the very functions that "
+    "training used. `onnx/preprocess.onnx` does the same from uint8 (N, H, W, 3) pixels in ONNX Runtime; runtimes that "
+    "ignore `antialias` in Resize (OpenVINO, transformers.js) give other pixels when they shrink an image.",
+)
+_TEXT = _Words(
+    "text",
+    "onnxruntime numpy tokenizers",
+    '"a text" --json',
+    "(N, T), int64",
+    "`tokenizer.json` and `tokenizer_config.json` are those of the Hugging Face ecosystem; pad on the right. `predict.py` "
+    "holds the very functions that training used.",
+)
 
 
 def model_card(
@@ -27,21 +66,24 @@ def model_card(
         reports: The head's report of the `validation` and the `test` split.
         facts: Name, data and training settings.
     """
-    metric, labels = objective.metric, objective.targets.labels
+    metric, targets, answer = objective.metric, objective.targets, objective.head.answer
     data, training, parity = facts["data"], facts["training"], measured["parity"]
+    declared = backbone.preprocessing.to_dict()
+    words = _TEXT if backbone.modality == "text" else _IMAGE
+    stratified = ", stratified" if objective.head.stratify is not None else ""
     batch_sizes = ", ".join(map(str, parity["batch_sizes"]))
     licence = backbone.licence or ("your own: they were trained from scratch" if backbone.weights == "none" else "unknown")
     lines = [
         "---",
         "library_name: onnx",
-        f"pipeline_tag: {objective.head.name}",
+        f"pipeline_tag: {'token' if answer == 'entities' else words.one}-classification",
         f"license: {backbone.licence or 'other'}",
         "tags: [autoft, onnx]",
         "---",
         "",
         f"# {facts['name']}",
         "",
-        f"{objective.head.name} into {len(labels)} classes, fine-tuned by autoft from {backbone.name}"
+        f"{objective.head.name} {_into(answer, targets)}, fine-tuned by autoft from {backbone.name}"
         + (f" ({backbone.citation})." if backbone.citation else ", from random weights."),
         "",
         "## How well",
@@ -59,38 +101,39 @@ def model_card(
         "error by bootstrap over them.",
         "",
         *_by_class(reports["test"]),
+        *_thresholds(targets),
         "## Checked before it was written",
         "",
-        f"All {parity['samples']} validation samples were scored again through ONNX Runtime, from the raw files through "
-        f"`predict.py`: {metric} is {parity['exported']:.6g} (trained model: {parity['trained']:.6g}), and no logit "
-        f"differs by more than {parity['max_output_difference']:.2g}, at batch sizes {batch_sizes}.",
+        f"All {parity['samples']} validation samples were scored again through ONNX Runtime, from the raw {words.one}s "
+        f"through `predict.py`: {metric} is {parity['exported']:.6g} (trained model: {parity['trained']:.6g}), and no "
+        f"{'number' if answer == 'values' else 'logit'} differs by more than {parity['max_output_difference']:.2g}"
+        + (" standard deviations" if answer == "values" and "scale" in targets.values else "")
+        + f", at batch sizes {batch_sizes}.",
         "",
         "## How to run",
         "",
         "```sh",
-        "pip install onnxruntime numpy pillow",
-        "python predict.py IMAGE [IMAGE ...] --json",
+        f"pip install {words.packages}",
+        f"python predict.py {words.arguments}",
         "python predict.py --check    # replays golden/ on this machine",
         "```",
         "",
-        "`onnx/model.onnx` takes `pixel_values` (N, 3, H, W) and gives `logits` and `probabilities` (N, K); its metadata "
-        "holds the label names. `preprocessor_config.json` and `autoft.json` declare the preprocessing; `predict.py` holds "
-        "the very functions that training used. `onnx/preprocess.onnx` does the same from uint8 (N, H, W, 3) pixels in ONNX "
-        "Runtime; runtimes that ignore `antialias` in Resize (OpenVINO, transformers.js) give other pixels when they shrink "
-        "an image.",
+        f"`onnx/model.onnx` takes {', '.join(f'`{name}`' for name in backbone.inputs)} {words.shape} and gives "
+        f"{_gives(objective)}; its metadata holds the names of the labels"
+        + (" and their thresholds" if "thresholds" in targets.values else "")
+        + f". {words.by_hand}",
         "",
         "## Data",
         "",
         f"{data['train']} training, {data['validation']} validation and {data['test']} test samples"
         + (f"; {data['rejected']} unreadable ones were left out" if data["rejected"] else "")
-        + (f"; made by autoft: {', '.join(data['made_splits'])}, stratified" if data["made_splits"] else "")
+        + (f"; made by autoft: {', '.join(data['made_splits'])}{stratified}" if data["made_splits"] else "")
         + ". `golden/` holds a few of the validation samples: remove it if they are not yours to pass on "
         "(and their lines in `autoft.json`).",
         "",
         "## Limits",
         "",
-        f"- It answers one of {_shown(labels)} for any image, also for one that shows none of them.",
-        "- Its scores are not calibrated beyond what training gave; log-loss above says how far to trust them.",
+        *_limits(answer, targets, words, declared),
         "- It was measured on data like the data above, and on nothing else.",
         f"- Licence of the weights it started from: {licence}.",
         "",
@@ -108,23 +151,108 @@ def model_card(
     return "\n".join(lines)
 
 
+def _into(answer: Answer, targets: Targets) -> str:
+    """Return what the model makes of an input, after the name of its task."""
+    count = len(targets.labels)
+    if answer == "labels":
+        return f"with {count} labels, any number of them at once"
+    if answer == "values":
+        return f"of {count} number{'s' * (count != 1)} ({_shown(targets.labels)})"
+    if answer == "entities":
+        return f"with {count} tags ({_shown(targets.labels)})"
+    return f"into {count} classes"
+
+
+def _gives(objective: Objective) -> str:
+    """Return what the graph gives."""
+    head = objective.head
+    shape = "(N, T, K), a row a token, of which the first of each word counts" if head.answer == "entities" else "(N, K)"
+    if head.scores is None:
+        return f"`logits` {shape}: the numbers themselves, in the unit of the training targets"
+    return f"`logits` and `{head.scores}` {shape}"
+
+
+def _limits(answer: Answer, targets: Targets, words: _Words, declared: Mapping[str, Any]) -> list[str]:
+    """Return where the model's answers must not be trusted."""
+    lines = {
+        "label": f"- It answers one of {_shown(targets.labels)} for any {words.one}, also for one of none of them.",
+        "labels": f"- It knows no labels but {_shown(targets.labels)}.",
+        "values": f"- It answers a number for any {words.one}, also for one like none that it was trained on.",
+        "entities": f"- It finds nothing but {_shown(targets.labels)}, in words split as the training data's were; "
+        "`predict.py` splits raw text at white space, and takes each character but letters and digits as a word.",
+    }
+    found = [lines[answer]]
+    if answer == "values" and {"mean", "scale"} <= set(targets.values):
+        found.append(
+            "- A model that always answered the training mean would be off by one standard deviation (root mean square): "
+            + ", ".join(
+                f"{label} {mean:.6g} ± {scale:.6g}"
+                for label, mean, scale in zip(targets.labels, targets.values["mean"], targets.values["scale"], strict=True)
+            )
+            + "."
+        )
+    elif answer != "values":
+        found.append("- Its scores are not calibrated beyond what training gave; log-loss above says how far to trust them.")
+    if "max_length" in declared:
+        found.append(
+            f"- It reads the first {declared['max_length']} tokens of a text and ignores the rest; answers for such texts "
+            "are marked with `cut`."
+        )
+    return found
+
+
+def _thresholds(targets: Targets) -> list[str]:
+    """Return the section on thresholds, where there are any."""
+    if "thresholds" not in targets.values:
+        return []
+    rows = list(zip(targets.labels, targets.values["thresholds"], strict=True))
+    return [
+        "### Thresholds",
+        "",
+        "A label is given where its probability reaches its threshold; they were chosen on the validation samples.",
+        "",
+        "| label | threshold |",
+        "|---|---|",
+        *(f"| {label} | {threshold:.4f} |" for label, threshold in rows[:SHOWN_CLASSES]),
+        *([f"\nThe first {SHOWN_CLASSES} of {len(rows)}; `autoft.json` has all."] if len(rows) > SHOWN_CLASSES else []),
+        "",
+    ]
+
+
 def _by_class(report: Mapping[str, Any]) -> list[str]:
-    """Return the section on the test split's classes; a head need not report any."""
-    return ["### Test split by class", "", *_class_table(report["classes"]), ""] if "classes" in report else []
+    """Return the section on the test split's classes, entity types or numbers; a head need not report any."""
+    for key, what in (("classes", "class"), ("entities", "entity type"), ("values", "number")):
+        if report.get(key):
+            table = _value_table(report[key]) if key == "values" else _class_table(report[key], key, what)
+            return [f"### Test split by {what}", "", *table, ""]
+    return []
 
 
-def _class_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    shown = sorted(rows, key=lambda row: row["f1"])[:SHOWN_CLASSES]
+def _value_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = [name for name in rows[0] if name != "label"]
+    return [
+        f"| number | {' | '.join(names)} |",
+        f"|---|{'---|' * len(names)}",
+        *(f"| {row['label']} | {' | '.join(_number(row.get(name)) for name in names)} |" for row in rows),
+    ]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, int | float) else "-"
+
+
+def _class_table(rows: Sequence[Mapping[str, Any]], plural: str, what: str) -> list[str]:
+    shown = sorted(rows, key=lambda row: row["f1"])[:SHOWN_CLASSES] if len(rows) > SHOWN_CLASSES else rows
     table = [
-        "| class | precision | recall | F1 | samples |",
+        f"| {what} | precision | recall | F1 | {'samples' if plural == 'classes' else plural} |",
         "|---|---|---|---|---|",
         *(
             f"| {row['label']} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} | {row['support']} |"
-            for row in (rows if len(rows) <= SHOWN_CLASSES else shown)
+            for row in shown
         ),
     ]
     if len(rows) > SHOWN_CLASSES:
-        table.append(f"\nThe {SHOWN_CLASSES} classes with the lowest F1 of {len(rows)}.")
+        table.append(f"\nThe {SHOWN_CLASSES} with the lowest F1 of {len(rows)}.")
     return table
 
 

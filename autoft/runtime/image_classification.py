@@ -1,7 +1,7 @@
-"""Runs an autoft image-classification bundle with onnxruntime, numpy and pillow alone.
+"""Runs an autoft bundle for images with onnxruntime, numpy and pillow alone.
 
-autoft copies this file into every bundle as `predict.py`, and preprocesses with these same functions in training, so
-that a bundle sees, bit for bit, what validation saw. It imports nothing of autoft or torch; Python 3.10 will do.
+It becomes the `predict.py` of every such bundle, and training preprocesses with these same functions, so that a bundle sees,
+bit for bit, what validation saw. It imports nothing of autoft or torch; Python 3.10 will do.
 
     python predict.py photo.jpg other.png --json
 """
@@ -9,18 +9,36 @@ that a bundle sees, bit for bit, what validation saw. It imports nothing of auto
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
-import json
+import itertools
 import math
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from autoft.runtime.shared import (
+    BundleError,
+    Contract,
+    InputError,
+    Model,
+    answer_all,
+    answer_of,
+    check_golden,
+    exit_code,
+    inside,
+    json_answer,
+    make_parser,
+    parse,
+    plain_answer,
+    predicted,
+    print_check,
+    read_bundle,
+    safely,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,12 +73,8 @@ UPRIGHT: dict[int, Image.Transpose] = {
 }
 
 
-class ImageError(ValueError):
+class ImageError(InputError):
     """A file cannot be read as an image, or is too large to be one."""
-
-
-class BundleError(ValueError):
-    """A bundle is incomplete, altered, or not for images."""
 
 
 # --- preprocessing ----------------------------------------------------------------------------------
@@ -223,7 +237,7 @@ class Bundle:
 
     Attributes:
         folder: Where it lies.
-        labels: Class names in the order of the outputs.
+        labels: Names of the outputs, in their order.
         preprocessing: The declaration that `resize_and_crop` and `normalize` follow.
 
     Example:
@@ -232,11 +246,12 @@ class Bundle:
         '7'
     """
 
-    def __init__(self, folder: Path, labels: Sequence[str], preprocessing: Mapping[str, Any], session: Any) -> None:
-        self.folder = folder
-        self.labels = tuple(labels)
-        self.preprocessing = preprocessing
-        self._session = session
+    def __init__(self, contract: Contract, model: Model) -> None:
+        self.folder = contract.folder
+        self.labels = contract.labels
+        self.preprocessing = contract.preprocessing
+        self._contract = contract
+        self._model = model
 
     @classmethod
     def load(cls, folder: str | Path, *, threads: int = 0) -> Bundle:
@@ -249,257 +264,113 @@ class Bundle:
         Raises:
             BundleError: A file is missing or altered, or this is no bundle for images.
         """
-        folder = Path(folder)
-        contract = _read_json(folder / "autoft.json")
-        files, labels = contract.get("files"), contract.get("labels")
-        if not isinstance(files, dict) or not {"onnx/model.onnx"} <= set(files):
-            raise BundleError(f"{folder}: autoft.json must list onnx/model.onnx in `files`")
-        for name, digest in files.items():
-            _check_file(folder, name, digest)
-        if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
-            raise BundleError(f"{folder}: `labels` in autoft.json must be a list of names, but got {labels!r}")
-        preprocessing = contract.get("preprocessing")
-        if not isinstance(preprocessing, dict):
-            raise BundleError(f"{folder}: autoft.json must hold `preprocessing`")
-        try:
-            check_preprocessing(preprocessing)
-        except ValueError as error:
-            raise BundleError(f"{folder}: {error}") from error
-        session = _load_model(folder / "onnx" / "model.onnx", len(labels), threads)
-        return cls(folder, labels, preprocessing, session)
+        contract = read_bundle(Path(folder), ("label", "labels", "values"), check_preprocessing)
+        return cls(contract, Model(contract, ("pixel_values",), threads))
 
     def pixels(self, image: ImageSource) -> NDArray[np.uint8]:
         """Return one image as the model's pixels (H, W, 3), before normalization. Raises `ImageError`."""
         return resize_and_crop(read_image(image), self.preprocessing)
 
-    def run(self, pixel_values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return logits and probabilities (N, K) of normalized images (N, 3, H, W)."""
-        logits, probabilities = self._session.run(["logits", "probabilities"], {"pixel_values": pixel_values})
-        return logits, probabilities
+    def run(self, pixel_values: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Return the outputs (N, K) of normalized images (N, 3, H, W) by name: `logits`, and of what scores there are."""
+        return self._model.run({"pixel_values": pixel_values})
 
     def vectors(self, sources: Sequence[ImageSource]) -> dict[str, NDArray[np.float32]]:
-        """Return what the model sees and says of a batch of images, by name: `pixel_values`, `logits`, `probabilities`.
+        """Return what the model sees and says of a batch of images, by name: `pixel_values`, `logits`, and the scores.
 
         Raises:
             ImageError: One of them cannot be read.
         """
-        pixel_values = normalize(np.stack([self.pixels(source) for source in sources]), self.preprocessing)
-        logits, probabilities = self.run(pixel_values)
-        return {"pixel_values": pixel_values, "logits": logits, "probabilities": probabilities}
+        inputs = self._inputs(sources)
+        return {**inputs, **self._model.run(inputs)}
 
-    def outputs(
-        self, sources: Sequence[ImageSource], *, batch_size: int = 32
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return logits and probabilities (N, K) of images, batch by batch.
+    def outputs(self, sources: Iterable[ImageSource], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Return the logits (N, K) of images, batch by batch.
 
         Raises:
             ImageError: One of them cannot be read.
         """
-        parts = [self.vectors(sources[start : start + batch_size]) for start in range(0, len(sources), batch_size)]
-        logits, probabilities = (np.concatenate([part[name] for part in parts]) for name in ("logits", "probabilities"))
-        return logits, probabilities
+        rest = iter(sources)
+        parts = []
+        while batch := list(itertools.islice(rest, batch_size)):
+            parts.append(self._model.run(self._inputs(batch))["logits"])
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.labels)), np.float32)
 
-    def predict(self, inputs: Sequence[ImageSource], *, batch_size: int = 32) -> list[dict[str, Any]]:
-        """Classify images.
+    def predict(self, inputs: Iterable[ImageSource], *, batch_size: int = 32) -> list[dict[str, Any]]:
+        """Answer for images.
 
         Returns:
-            One `{"input", "label", "score", "scores"}` an input, in order; `scores` maps every label to its probability.
+            For each input, in order, `input` and: `label`, `score` and `scores`, which has every label's probability; or
+            `labels`, those whose probability reaches their threshold, and `scores`; or `value`, or `values` by name.
 
         Raises:
             ImageError: An input cannot be read; `answers` goes on to the others.
         """
-        answers = []
-        for answer in self.answers(inputs, batch_size=batch_size):
-            if "error" in answer:
-                raise ImageError(answer["error"])
-            answers.append(answer)
-        return answers
+        return predicted(self.answers(inputs, batch_size=batch_size), ImageError)
 
-    def answers(self, inputs: Sequence[ImageSource], *, batch_size: int = 32) -> Iterator[dict[str, Any]]:
-        """Classify images batch by batch; an unreadable one gives `{"input", "error"}`, in its place."""
-        for start in range(0, len(inputs), batch_size):
-            chunk = [(source, self._try_pixels(source)) for source in inputs[start : start + batch_size]]
-            readable = [pixels for _, pixels in chunk if isinstance(pixels, np.ndarray)]
-            rows = iter(self.run(normalize(np.stack(readable), self.preprocessing))[1]) if readable else iter(())
-            for source, pixels in chunk:
-                name = str(source) if isinstance(source, (str, Path)) else None
-                if isinstance(pixels, ImageError):
-                    yield {"input": name, "error": str(pixels)}
-                    continue
-                row = next(rows)
-                best = int(row.argmax())
-                scores = {label: float(score) for label, score in zip(self.labels, row, strict=True)}
-                yield {"input": name, "label": self.labels[best], "score": float(row[best]), "scores": scores}
+    def answers(self, inputs: Iterable[ImageSource], *, batch_size: int = 32) -> Iterator[dict[str, Any]]:
+        """Answer for images batch by batch; an unreadable one gives `{"input", "error"}`, in its place."""
+        return answer_all(inputs, batch_size, self.pixels, self._answer, _shown)
 
-    def _try_pixels(self, source: ImageSource) -> NDArray[np.uint8] | ImageError:
-        try:
-            return self.pixels(source)
-        except ImageError as error:
-            return error
+    def _answer(self, pixels: list[NDArray[np.uint8]]) -> Iterator[dict[str, Any] | InputError]:
+        for row in self.run(normalize(np.stack(pixels), self.preprocessing))[self._contract.outputs[-1]]:
+            try:
+                yield answer_of(self._contract, row)
+            except InputError as error:
+                yield error
+
+    def _inputs(self, sources: Sequence[ImageSource]) -> dict[str, NDArray[np.float32]]:
+        pixels = np.stack([self.pixels(source) for source in sources])
+        return {"pixel_values": normalize(pixels, self.preprocessing)}
 
     def check(self) -> dict[str, Any]:
         """Replay the golden inputs of the bundle through this machine's runtime.
 
         Returns:
             `ok`; `tolerance`; the largest absolute differences of `pixel_values` (from the image files), `logits` and
-            `probabilities` (from the stored pixel values); `wrong_labels`, inputs whose label differs end to end.
+            scores (from the stored pixel values) by name; `wrong`, inputs whose answer differs end to end.
 
         Raises:
             BundleError: The golden files are missing or do not fit together.
         """
-        folder = self.folder / "golden"
-        golden = _read_json(folder / "golden.json")
-        names, labels, tolerance = golden.get("inputs"), golden.get("labels"), golden.get("tolerance")
-        if not isinstance(names, list) or not isinstance(labels, list) or not len(names) == len(labels) > 0:
-            raise BundleError(f"{folder}: golden.json must name as many `labels` as `inputs`, at least one")
-        if not all(isinstance(name, str) for name in names):
-            raise BundleError(f"{folder}: `inputs` in golden.json must be file names, but got {names!r}")
-        if not isinstance(tolerance, (int, float)):
-            raise BundleError(f"{folder}: golden.json must hold `tolerance`, but got {tolerance!r}")
-        try:
-            stored = {
-                name: np.load(folder / f"{name}.npy", allow_pickle=False)
-                for name in ("pixel_values", "logits", "probabilities")
-            }
-            images = [_inside(folder / "inputs", name) for name in names]
-            pixel_values = normalize(np.stack([self.pixels(image) for image in images]), self.preprocessing)
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{folder}: cannot be replayed ({error})") from error
-        answers = self.run(pixel_values)[1].argmax(axis=1)
-        shapes = {"pixel_values": pixel_values.shape, "logits": (len(names), len(self.labels))}
-        for name, values in stored.items():
-            shape = shapes.get(name, shapes["logits"])
-            if values.shape != shape or values.dtype != np.float32:
-                raise BundleError(f"{folder}: {name}.npy must be float32 {shape}, but is {values.dtype} {values.shape}")
-        logits, probabilities = self.run(stored["pixel_values"])
-        found = {"pixel_values": pixel_values, "logits": logits, "probabilities": probabilities}
-        differences = {name: float(np.abs(values - stored[name]).max()) for name, values in found.items()}
-        wrong = [name for name, label, best in zip(names, labels, answers, strict=True) if self.labels[best] != label]
-        # `<=` is false for NaN, which must fail too.
-        ok = not wrong and all(difference <= tolerance for difference in differences.values())
-        return {"ok": ok, "tolerance": tolerance, **differences, "wrong_labels": wrong}
+        return check_golden(self._contract, self._model.run, self._inputs, self.answers, _golden_image)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: is missing or no JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise BundleError(f"{path}: must hold a JSON object")
-    return value
+def _shown(source: ImageSource) -> str | None:
+    return str(source) if isinstance(source, (str, Path)) else None
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """Return a file of a folder; refuse names that lead out of it, and links, which may."""
-    path = PurePosixPath(name)
-    # Windows would read a backslash or a drive in a name that looks plain here.
-    plain = path.parts and not path.is_absolute() and ".." not in path.parts and not PureWindowsPath(name).drive
-    if not plain or "\\" in name:
-        raise BundleError(f"{folder}: files must lie inside the bundle, but one is named {name!r}")
-    here = folder
-    for part in path.parts:
-        here = here / part
-        if here.is_symlink():
-            raise BundleError(f"{folder}: {name} must be a file of the bundle, but is or lies behind a link")
-    return here
-
-
-def _check_file(folder: Path, name: str, digest: object) -> None:
-    path = _inside(folder, name)
-    if not path.is_file():
-        raise BundleError(f"{folder}: {name} is missing")
-    hashed = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            hashed.update(block)
-    if hashed.hexdigest() != digest:
-        raise BundleError(f"{folder}: {name} was altered: its SHA-256 is not the one in autoft.json")
-
-
-def _load_model(path: Path, classes: int, threads: int) -> Any:
-    import onnxruntime  # here: training shares this module and must not need a runtime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    inputs = [value.name for value in session.get_inputs()]
-    outputs = {value.name: value.shape for value in session.get_outputs()}
-    if inputs != ["pixel_values"] or not {"logits", "probabilities"} <= set(outputs):
-        found = f"{', '.join(inputs)} -> {', '.join(outputs)}"
-        raise BundleError(f"{path}: must take pixel_values and give logits and probabilities, but it is {found}")
-    width = outputs["logits"][-1]
-    if isinstance(width, int) and width != classes:
-        raise BundleError(f"{path}: has {width} outputs, but autoft.json has {classes} labels")
-    return session
+def _golden_image(folder: Path, name: Any) -> Path:
+    if not isinstance(name, str):
+        raise BundleError(f"{folder}: `inputs` in golden.json must be file names, but got {name!r}")
+    return inside(folder / "inputs", name)
 
 
 # --- the command line -----------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Classify files, or check the bundle; return the exit code (0 fine, 1 check failed, 2 bad input)."""
-    parser = argparse.ArgumentParser(description="Classify images with this bundle.")
+    """Answer for files, or check the bundle; return the exit code (0 fine, 1 check failed, 2 bad input)."""
+    parser = make_parser("Answer for images with this bundle.", __file__)
     parser.add_argument("files", nargs="*", metavar="FILE", help="images: JPEG, PNG, WebP or BMP")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line: input, label, score")
-    parser.add_argument(
-        "--bundle", type=Path, default=Path(__file__).resolve().parent, help="bundle folder (default: the script's)"
-    )
-    parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
-    parser.add_argument("--check", action="store_true", help="replay golden/ and print the largest differences")
-    options = parser.parse_args(arguments)
-    if options.batch_size < 1:
-        parser.error(f"--batch-size must be at least 1, but got {options.batch_size}")
-    if not options.files and not options.check:
-        parser.error("name at least one FILE, or use --check")
-    if options.check and options.files:
-        parser.error("--check replays the bundle's own images and takes no FILE")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names need not be text that the terminal can show
-    try:
-        bundle = Bundle.load(options.bundle)
-        return _check(bundle) if options.check else _predict(bundle, options)
-    except BundleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = parse(parser, arguments, ("files",))
+    return safely(lambda: _command(options))
 
 
-def _check(bundle: Bundle) -> int:
-    result = bundle.check()
-    for name in ("pixel_values", "logits", "probabilities"):
-        print(f"{name:13}  largest difference {result[name]:.3g}")
-    for name in result["wrong_labels"]:
-        print(f"wrong label: {name}")
-    print(f"{'ok' if result['ok'] else 'FAILED'}: the tolerance is {result['tolerance']:g}")
-    return 0 if result["ok"] else 1
-
-
-def _predict(bundle: Bundle, options: argparse.Namespace) -> int:
+def _command(options: argparse.Namespace) -> int:
+    bundle = Bundle.load(options.bundle)
+    if options.check:
+        return print_check(bundle.check())
     unreadable = 0
-    name_width = max(len(name) for name in options.files)
-    label_width = max(len(label) for label in bundle.labels)
+    width, label_width = max(map(len, options.files)), max(map(len, bundle.labels))
     for answer in bundle.answers(options.files, batch_size=options.batch_size):
         if "error" in answer:
             unreadable += 1
             print(f"error: {answer['error']}", file=sys.stderr)
-        elif options.json:
-            print(json.dumps({key: answer[key] for key in ("input", "label", "score")}))
         else:
-            print(f"{answer['input']:{name_width}}  {answer['label']:{label_width}}  {answer['score']:.4f}")
+            print(json_answer(answer) if options.json else f"{answer['input']:{width}}  {plain_answer(answer, label_width)}")
     return 2 if unreadable else 0
 
 
-def _run() -> int:
-    try:
-        code = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # the reader of a pipe, such as `head`, has seen enough; what is still buffered has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    return code
-
-
 if __name__ == "__main__":
-    sys.exit(_run())
+    sys.exit(exit_code(main))
