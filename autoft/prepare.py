@@ -92,9 +92,11 @@ def load_config(
 def known(catalog: Catalog) -> Known:
     """Return the names that a study may use."""
 
-    def check_backbone(name: str) -> Objection | None:
+    def check_backbone(name: str, weights: str) -> Objection | None:
+        # a folder may hold all there is to know of the model; a missing one is a problem of its own
+        local = weights not in ("pretrained", "none") and Path(weights).is_dir()
         try:
-            catalog.resolve_backbone(name, weights="none")
+            catalog.resolve_backbone(name, weights if local else "none")
         except AutoftError as error:
             return Objection(error.message, error.hint)
         return None

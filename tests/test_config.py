@@ -31,7 +31,7 @@ from autoft.errors import ConfigError, Problem
 from autoft.specs import Choice, Range
 
 
-def check_backbone(name: str) -> Objection | None:
+def check_backbone(name: str, weights: str) -> Objection | None:
     if name in ("toy/small", "toy/large"):
         return None
     return Objection(f"must be a known model, but got {name!r}", "did you mean `toy/small`?")

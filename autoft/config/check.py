@@ -41,7 +41,7 @@ class Known:
         data_plugins: Names of the data formats.
         heads: Names of the tasks, each with the names of its metrics.
         space: Names that can stand in `space`.
-        check_backbone: Returns an objection to a backbone's name, or None where it is known.
+        check_backbone: Returns an objection to a backbone's name with its weights, or None where it is known.
         broken: Names of plugins that failed to load, and so might have provided what is missing.
         check_space: Returns an objection to the values of an entry of `space`, or None where they are possible.
     """
@@ -49,7 +49,7 @@ class Known:
     data_plugins: frozenset[str]
     heads: Mapping[str, frozenset[str]]
     space: frozenset[str]
-    check_backbone: Callable[[str], Objection | None]
+    check_backbone: Callable[[str, str], Objection | None]
     broken: tuple[str, ...] = ()
     check_space: Callable[[str, SpaceEntry], Objection | None] = lambda name, entry: None
 
@@ -206,7 +206,10 @@ def _unknown_names(values: Mapping[str, Any], known: Known) -> list[Finding]:
             findings.append(Finding(("space", name), "is not a searchable setting", known.hint(name, known.space)))
     for position, entry in enumerate(backbones if isinstance(backbones, list) else []):
         name = entry.get("name") if isinstance(entry, Mapping) else None
-        objection = known.check_backbone(name) if isinstance(name, str) and name else None
+        if not isinstance(name, str) or not name:
+            continue
+        weights = entry.get("weights")
+        objection = known.check_backbone(name, weights if isinstance(weights, str) else "pretrained")
         if objection is not None:
             loc = ("backbones", str(position), "name")
             findings.append(Finding(loc, objection.message, objection.hint))
