@@ -7,19 +7,19 @@ from hypothesis import strategies as st
 
 from autoft.errors import DataError
 from autoft.specs import Sample
-from autoft.splits import make_splits
+from autoft.splits import Indices, make_splits
 
 
-def sample(name, target="a", content=None, split=None):
-    return Sample(name, source=name, target=target, content=content or name, split=split)
+def sample(name, target="a", content=None, split=None, group=None):
+    return Sample(name, source=name, target=target, content=content or name, split=split, group=group)
 
 
 def classes(**counts):
     return [sample(f"{name}/{i:03}", name) for name, count in counts.items() for i in range(count)]
 
 
-def divide(samples, validation_share=0.15, test_share=0.15, seed=0):
-    return make_splits(samples, validation_share=validation_share, test_share=test_share, seed=seed)
+def divide(samples, validation_share=0.15, test_share=0.15, seed=0, stratify=list):
+    return make_splits(samples, validation_share=validation_share, test_share=test_share, seed=seed, stratify=stratify)
 
 
 def ids(samples, indices):
@@ -33,7 +33,7 @@ def by_class(samples, indices):
 def test_every_sample_is_in_one_split():
     samples = classes(a=40, b=25, c=3)
     splits = divide(samples)
-    assert sorted(splits.train + splits.validation + splits.test) == list(range(len(samples)))
+    assert sorted([*splits.train, *splits.validation, *splits.test]) == list(range(len(samples)))
     assert splits.made == ("validation", "test")
     assert splits.warnings == ()
 
@@ -192,6 +192,117 @@ def test_same_content_under_two_labels_is_warned_about():
     samples = [*classes(a=9, b=9), sample("b/copy", "b", content="a/001")]
     (warning,) = divide(samples).warnings
     assert "1 content is under more than one label: a/001 = b/copy" in warning
+
+
+# --- groups ---
+
+
+def holding(samples, splits):
+    """The splits that hold each group."""
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    return {
+        group: {name for name, part in parts.items() if any(samples[index].group == group for index in part)}
+        for group in {sample.group for sample in samples if sample.group}
+    }
+
+
+def test_groups_stay_together_with_the_copies_of_their_members():
+    samples = [sample(f"{i:03}", "ab"[i % 2], group=f"author {i // 5}") for i in range(100)]
+    samples += [sample("copy of 0", "a", content="000"), sample("another of 99", "b", content="099", group="author 3")]
+    for seed in range(10):
+        splits = divide(samples, seed=seed)
+        found = holding(samples, splits)
+        assert all(len(parts) == 1 for parts in found.values())
+        assert found["author 19"] == found["author 3"]  # a copy ties them
+        alone = next(index for index, each in enumerate(samples) if each.id == "copy of 0")
+        part = next(iter(found["author 0"]))
+        assert alone in getattr(splits, part)
+        assert splits.validation
+        assert splits.test
+
+
+def test_class_that_leads_no_group_is_divided_with_the_others():
+    samples = [sample(f"{i:03}", "rare" if i % 10 == 0 else "common", group=f"{i // 10}") for i in range(100)]
+    splits = divide(samples)
+    assert all(len(parts) == 1 for parts in holding(samples, splits).values())
+    assert by_class(samples, splits.train)["rare"]
+
+
+def test_class_whose_groups_all_left_train_is_an_error():
+    samples = [sample(f"{i:02}", "rare" if i < 2 else "common", group=f"{i // 2}") for i in range(6)]
+    with pytest.raises(DataError, match="all groups with samples of 'rare'") as caught:
+        for seed in range(20):
+            divide(samples, seed=seed)
+    assert "data.split_seed" in caught.value.hint
+
+
+def test_too_few_groups_are_an_error():
+    with pytest.raises(DataError, match="at least 3 groups .* are 2"):
+        divide([sample(f"{i}", "ab"[i % 2], group=f"{i % 2}") for i in range(30)])
+
+
+def test_groups_across_declared_splits_are_warned_about():
+    samples = [sample(f"{split}/{i}", "a", split=split, group=f"g{i}") for split in ("train", "test") for i in range(5)]
+    warnings = divide(samples).warnings
+    assert any("5 groups are in more than one of the declared splits" in w and "test/0 = train/0" in w for w in warnings)
+
+
+# --- targets other than classes ---
+
+
+def test_numbers_are_divided_without_regard_to_them():
+    samples = [sample(f"{i:03}", (float(i),)) for i in range(100)]
+    splits = divide(samples, stratify=None)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (70, 15, 15)
+    assert splits.warnings == ()
+    declared = [sample("t", (0.5,), split="test"), *samples]
+    assert len(divide(declared, stratify=None).test) == 1
+
+
+def test_stratum_too_small_stays_in_train_with_a_warning():
+    samples = [sample(f"{i:03}", ("often",)) for i in range(40)] + [sample(f"r{i}", ("often", "rare")) for i in range(2)]
+    splits = divide(samples, stratify=lambda targets: [target[-1] for target in targets])
+    assert {"r0", "r1"} <= ids(samples, splits.train)
+    (warning,) = splits.warnings
+    assert "'rare'" in warning
+    with pytest.raises(DataError, match="at least 3 distinct"):  # classes must be in every split
+        divide([sample(each.id, each.target[-1]) for each in samples])
+
+
+def test_strata_all_too_small_are_an_error():
+    samples = [sample(f"{i}", (f"{i}",)) for i in range(9)]
+    with pytest.raises(DataError, match="9 distinct samples have too different targets"):
+        divide(samples, stratify=lambda targets: [target[0] for target in targets])
+
+
+def test_two_samples_cannot_be_divided_into_three():
+    with pytest.raises(DataError, match="at least 3 distinct samples"):
+        divide([sample("a", (1.0,)), sample("b", (2.0,))], stratify=None)
+
+
+def test_samples_are_read_once_from_first_to_last():
+    class Counting(list):
+        read = 0
+
+        def __iter__(self):
+            Counting.read += 1
+            return super().__iter__()
+
+        def __getitem__(self, index):
+            raise AssertionError("read out of order")
+
+    divide(Counting(classes(a=10, b=10)))
+    assert Counting.read == 1
+
+
+def test_indices_are_a_sequence_of_numbers():
+    indices = Indices([1, 4, 7])
+    assert indices == (1, 4, 7) == indices
+    assert indices != (1, 4)
+    assert indices[1:] == Indices([4, 7])
+    assert list(indices) == [1, 4, 7]
+    assert type(indices[0]) is int
+    assert hash(indices) == hash(Indices([1, 4, 7]))
 
 
 # --- any data ---
