@@ -253,13 +253,13 @@ def _cut(
     if small and table.strict and not table.grouped:
         raise _too_few(small, strata, sizes, shares)
     kept = np.zeros(0, np.int64)  # units that stay in train
-    if small and not table.grouped:
+    if small and len(strata) > 1 and not table.grouped:
         kept = np.concatenate([strata.pop(name) for name in small])
         warnings.append(
             f"{len(small)} rare kinds of targets, {_list([repr(name) for name in sorted(small)])}, have too few distinct "
             f"samples for {' and '.join(shares)}, and stay in train. hint: add samples of them, or declare the splits"
         )
-    elif small:
+    elif small and table.grouped:
         strata[""] = np.sort(np.concatenate([strata.pop(name) for name in small]))
         if len(strata[""]) < needed:  # still too few: one stratum for all
             strata = {"": np.arange(len(sizes))}
