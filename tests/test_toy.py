@@ -111,6 +111,8 @@ def test_weights_of_another_toy_are_refused(tmp_path: Path) -> None:
         (BackboneRequest("convnext", "none"), "did you mean toy/convnet"),
         (BackboneRequest("convnet", "nowhere.safetensors"), "do not exist: nowhere.safetensors"),
         (BackboneRequest("mlp", "none", image_size=4), "must be at least 8 for toy/mlp, but got 4"),
+        (BackboneRequest("mlp", "none", max_length=16), "takes images, which have no max_length"),
+        (BackboneRequest("text", "none", image_size=16), "takes texts, which have no image_size"),
     ],
 )
 def test_impossible_request_is_refused(request_: BackboneRequest, message: str) -> None:
@@ -278,5 +280,5 @@ def test_text_toy_learns_its_texts() -> None:
             optimizer.zero_grad()
             F.cross_entropy(model(module(*preprocessing.inputs(rows[chosen]))), encoded[chosen]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    outputs = model(module.eval()(*preprocessing.inputs(rows)))
+    outputs = model(module.eval()(*preprocessing.inputs(rows))).detach()
     assert head.metrics(outputs, encoded, targets)["accuracy"] > 0.9

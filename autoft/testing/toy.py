@@ -82,7 +82,8 @@ def resolve(request: BackboneRequest) -> Backbone:
     Weights: `none` draws them from torch's generator, `pretrained` from a fixed seed, a path names a safetensors file.
 
     Raises:
-        BackboneError: The model is unknown, the images are too small for it, or the weights' file is missing.
+        BackboneError: The model is unknown, its images would be too small, it is asked for what its kind does not have, or
+            the weights' file is missing.
     """
     if request.model not in MODELS:
         near = nearest(request.model, MODELS) or MODELS
@@ -100,6 +101,8 @@ def resolve(request: BackboneRequest) -> Backbone:
 def _image_backbone(request: BackboneRequest, citation: str | None) -> Backbone:
     from autoft.images import ImagePreprocessing
 
+    if request.max_length is not None:
+        raise BackboneError(f"toy/{request.model} takes images, which have no max_length", "leave max_length out")
     side = request.image_size or IMAGE_SIZE
     if side < SMALLEST_SIZE:
         raise BackboneError(f"image_size must be at least {SMALLEST_SIZE} for toy/{request.model}, but got {side}")
@@ -127,6 +130,8 @@ def _image_backbone(request: BackboneRequest, citation: str | None) -> Backbone:
 
 
 def _text_backbone(request: BackboneRequest, citation: str | None) -> Backbone:
+    if request.image_size is not None:
+        raise BackboneError(f"toy/{request.model} takes texts, which have no image_size", "leave image_size out")
     features = "sequence" if request.features == "sequence" else "pooled"
     return Backbone(
         name=f"toy/{request.model}",
