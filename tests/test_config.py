@@ -207,6 +207,33 @@ def test_paths_in_options_start_from_the_current_folder(folder: Path, monkeypatc
         load_study(study, ["data.path=photos"])
 
 
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        ("./local", "{folder}/local"),
+        ("../{name}/local", "{folder}/local"),
+        (".", "{folder}"),
+        ("/models/a", "/models/a"),
+        ("~/a", "/home/somebody/a"),
+        ("owner/name", None),
+        (".hidden", None),
+        ("..odd/name", None),
+    ],
+)
+def test_model_that_is_a_path_starts_from_the_folder_of_the_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, model: str, wanted: str | None
+) -> None:
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    model = model.format(name=folder.name)
+    config = load_study(write(folder, f"data: photos\nbackbones: [toy/{model}]"))
+    expected = model if wanted is None else wanted.format(folder=folder)
+    assert config.backbones[0].name == f"toy/{expected}"
+    if model == "./local":
+        config = load_study(write(folder, "data: photos"), ["backbones=[toy/./local]"])
+        assert config.backbones[0].name == "toy//local"
+
+
 def test_tilde_is_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder))
     assert load_study(write(folder, "data: ~/photos")).data.path == folder / "photos"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -97,18 +98,28 @@ def override(document: Document, option: str, number: int) -> None:
     return None
 
 
+LOCAL_MODEL = re.compile(r"(?P<family>[^/]+)/(?P<path>(?:~|/|\.{1,2}(?:/|$)).*)")  # `FAMILY/./PATH`, and so on
 HUB = "hf:/"  # data on the Hugging Face hub, `hf://datasets/OWNER/NAME`; pathlib makes one slash of two
 
 
 def resolve_paths(document: Document) -> None:
-    """Make paths absolute: those of a study file from its folder, those of options from the current folder."""
+    """Make paths absolute: those of a study file from its folder, those of options from the current folder.
+
+    The same for a backbone's name whose model is a path, such as `transformers/./minilm` or `transformers/~/models/minilm`.
+    """
     data, backbones = document.values.get("data"), document.values.get("backbones")
+
+    def base_of(loc: Loc) -> str:
+        place = place_of(document.places, loc)
+        return os.getcwd() if place is not None and place.option is not None else document.folder
+
+    def absolute(written: str, loc: Loc) -> str:
+        return os.path.abspath(os.path.join(base_of(loc), os.path.expanduser(written)))
 
     def resolve(settings: dict[str, Any], key: str, loc: Loc, rule: str, near: Sequence[str] = ()) -> None:
         written: str = settings[key]
-        place = place_of(document.places, loc)
-        base = os.getcwd() if place is not None and place.option is not None else document.folder
-        settings[key] = os.path.abspath(os.path.join(base, os.path.expanduser(written)))
+        base = base_of(loc)
+        settings[key] = absolute(written, loc)
         if not is_unicode(written):
             document.findings.append(Finding(loc, f"must be valid Unicode, but got {shown(written)}", hides=True))
         elif not written or not os.path.exists(settings[key]):
@@ -123,6 +134,12 @@ def resolve_paths(document: Document) -> None:
         if isinstance(data, dict) and isinstance(data.get(key), str) and not data[key].startswith(HUB):
             resolve(data, key, ("data", key), "must be an existing file or folder")
     for position, entry in enumerate(backbones if isinstance(backbones, list) else []):
+        local = (
+            LOCAL_MODEL.fullmatch(entry["name"]) if isinstance(entry, dict) and isinstance(entry.get("name"), str) else None
+        )
+        if local is not None:
+            # whether there is such a model is for its family to say
+            entry["name"] = f"{local['family']}/{absolute(local['path'], ('backbones', str(position), 'name'))}"
         weights = entry.get("weights") if isinstance(entry, dict) else None
         if isinstance(weights, str) and weights not in ("pretrained", "none"):
             rule = "must be `pretrained`, `none`, or an existing file or folder"
