@@ -143,7 +143,7 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
     wanted = [sample.target for sample in raw.samples]  # in one pass: a large table reads its texts in each
     by_split = {split: [wanted[index] for index in getattr(splits, split)] for split in SPLITS}
     targets = head.describe(by_split["train"])
-    encoded = {split: head.encode(chosen, targets) for split, chosen in by_split.items()}
+    encoded: dict[str, Rows] = {split: head.encode(chosen, targets) for split, chosen in by_split.items()}
     metric = config.search.metric or head.default_metric(targets)
     _check_metric(config, head, Objective(head, targets, metric), encoded["validation"])
     _check_batch_size(config, len(samples["train"]))

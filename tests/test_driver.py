@@ -220,7 +220,12 @@ def test_policy_that_one_backbone_lacks_is_refused_before_the_first_trial(
     sizes = {16: ("none", "light"), 32: ("none",)}
     monkeypatch.setattr(ImagePreprocessing, "policies", property(lambda self: sizes[self.size[0]]))
     with pytest.raises(ConfigError, match=r"trainer.augmentation: must be one of none, but got 'light'"):
-        run_search(toy_images, tmp_path / "run", "backbones=[{name: toy/mlp}, {name: toy/convnet, image_size: 32}]")
+        run_search(
+            toy_images,
+            tmp_path / "run",
+            "backbones=[{name: toy/mlp}, {name: toy/convnet, image_size: 32}]",
+            "trainer.augmentation=light",
+        )
     assert not (tmp_path / "run").exists()
 
 

@@ -79,7 +79,8 @@ def _bytes(value: object) -> object:
 def _auto_or_whole(value: object) -> object:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
-    raise _invalid(f"must be `auto` or a whole number of at least 1, but got {shown(value)}")
+    hint = "remove the quotes" if isinstance(value, str) and value.isdecimal() else None
+    raise _invalid(f"must be `auto` or a whole number of at least 1, but got {shown(value)}", hint)
 
 
 def _columns(value: object) -> object:
