@@ -245,7 +245,7 @@ def test_made_parts_are_what_the_code_says():
 @pytest.mark.parametrize(
     ("page", "now", "before"),
     [
-        ("user-guide.md", "| `trainer.epochs` | `10` |", "| `trainer.epochs` | `12` |"),
+        ("user-guide.md", "| `trainer.epochs` | `auto` |", "| `trainer.epochs` | `12` |"),
         ("user-guide.md", "| `weight_decay` | all | `0.01` |", "| `weight_decay` | all | `0.02` |"),
         ("plugin-authors.md", "autoft_data() -> list[DataFormat]\n", "autoft_data(path) -> list[DataFormat]\n"),
         ("plugin-authors.md", "| `fingerprint` |", "| `hash` |"),
