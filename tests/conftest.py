@@ -6,15 +6,18 @@ import functools
 import importlib
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
 from autoft import discovery
+
+if TYPE_CHECKING:
+    from text_bundles import Made
 
 pytest.register_assert_rewrite("commands")
 
@@ -139,6 +142,14 @@ def finished(toy_env: dict[str, str], toy_images: Path, tmp_path_factory: pytest
     result = autoft(*arguments, env=toy_env)
     assert result.code == 0, result.err
     return FinishedRun(run, arguments, result.out, result.err)
+
+
+@pytest.fixture(scope="session")
+def text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """Bundles of texts by the kind of their answers, each made when first asked for: not to be changed, copy them first."""
+    from text_bundles import make
+
+    return functools.cache(lambda kind: make(kind, tmp_path_factory.mktemp(kind)))
 
 
 @pytest.fixture

@@ -225,6 +225,7 @@ def test_valid_declaration_passes_the_check():
         ({"resize": {"mode": "exact", "size": 9}}, "with mode 'exact'"),
         ({"crop": "random"}, "`crop` must be"),
         ({"interpolation": "magic"}, "`interpolation` must be one of"),
+        ({"interpolation": ["bicubic"]}, "`interpolation` must be one of"),
         ({"mean": [0.5]}, "`mean` must be three"),
         ({"std": [0.5, 0, 0.5]}, "`std` must be three numbers above 0"),
         ({"mean": [0.5, float("nan"), 0.5]}, "`mean` must be three"),

@@ -160,7 +160,8 @@ def export_bundle(
         )
         _write_golden(draft, trained.validation.samples, golden)
         measured = exported_facts(exported)
-        write_text(draft / "README.md", model_card(backbone, objective, measured, exported.reports, trained.facts))
+        takes = _takes(trained.validation.samples[0])
+        write_text(draft / "README.md", model_card(backbone, objective, measured, exported.reports, trained.facts, takes))
         _write_contract(draft, trained, measured)
         if golden:
             _replay_golden(draft)

@@ -10,6 +10,7 @@ from autoft.specs import Answer, Backbone, Targets
 from autoft.train import Objective
 
 SHOWN_CLASSES = 50
+PAIR = '"a text" "the other text" --json'
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def model_card(
     measured: Mapping[str, Any],
     reports: Mapping[str, Mapping[str, Any]],
     facts: Mapping[str, Any],
+    takes: str | None = None,
 ) -> str:
     """Return the card as Markdown, with the Hugging Face hub's metadata block.
 
@@ -65,12 +67,14 @@ def model_card(
         measured: Metrics and parity, as `exported_facts` gives them.
         reports: The head's report of the `validation` and the `test` split.
         facts: Name, data and training settings.
+        takes: What an input is, for texts: `text`, `pair` or `words`.
     """
     metric, targets, answer = objective.metric, objective.targets, objective.head.answer
     data, training, parity = facts["data"], facts["training"], measured["parity"]
     declared = backbone.preprocessing.to_dict()
     words = _TEXT if backbone.modality == "text" else _IMAGE
     stratified = ", stratified" if objective.head.stratify is not None else ""
+    form = ".6g" if answer == "values" else ".4f"  # numbers may be of any size
     batch_sizes = ", ".join(map(str, parity["batch_sizes"]))
     licence = backbone.licence or ("your own: they were trained from scratch" if backbone.weights == "none" else "unknown")
     lines = [
@@ -91,8 +95,8 @@ def model_card(
         "| metric | validation | test |",
         "|---|---|---|",
         *(
-            f"| {'**' + name + '**' if name == metric else name} | {measured['validation'].get(name, float('nan')):.4f} "
-            f"| {value:.4f}{' ± ' + format(measured['test_error'], '.4f') if name == metric else ''} |"
+            f"| {'**' + name + '**' if name == metric else name} | {measured['validation'].get(name, float('nan')):{form}} "
+            f"| {value:{form}}{' ± ' + format(measured['test_error'], form) if name == metric else ''} |"
             for name, value in measured["test"].items()
         ),
         "",
@@ -114,7 +118,7 @@ def model_card(
         "",
         "```sh",
         f"pip install {words.packages}",
-        f"python predict.py {words.arguments}",
+        f"python predict.py {words.arguments if takes != 'pair' else PAIR}",
         "python predict.py --check    # replays golden/ on this machine",
         "```",
         "",
@@ -178,8 +182,8 @@ def _limits(answer: Answer, targets: Targets, words: _Words, declared: Mapping[s
         "label": f"- It answers one of {_shown(targets.labels)} for any {words.one}, also for one of none of them.",
         "labels": f"- It knows no labels but {_shown(targets.labels)}.",
         "values": f"- It answers a number for any {words.one}, also for one like none that it was trained on.",
-        "entities": f"- It finds nothing but {_shown(targets.labels)}, in words split as the training data's were; "
-        "`predict.py` splits raw text at white space, and takes each character but letters and digits as a word.",
+        "entities": f"- It knows no tags but {_shown(targets.labels)}, of words split as the training data's were; of raw "
+        "text, `predict.py` takes runs of letters and digits, and every other character, as words.",
     }
     found = [lines[answer]]
     if answer == "values" and {"mean", "scale"} <= set(targets.values):
@@ -192,7 +196,8 @@ def _limits(answer: Answer, targets: Targets, words: _Words, declared: Mapping[s
             + "."
         )
     elif answer != "values":
-        found.append("- Its scores are not calibrated beyond what training gave; log-loss above says how far to trust them.")
+        trust = "; log-loss above says how far to trust them" if answer == "label" else ""
+        found.append(f"- Its scores are not calibrated beyond what training gave{trust}.")
     if "max_length" in declared:
         found.append(
             f"- It reads the first {declared['max_length']} tokens of a text and ignores the rest; answers for such texts "

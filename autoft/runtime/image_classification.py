@@ -162,7 +162,8 @@ def check_preprocessing(preprocessing: Mapping[str, Any]) -> None:
     check(is_pair(preprocessing["size"]), "`size` must be two whole numbers, [H, W]", preprocessing["size"])
     check(preprocessing["crop"] == "center", "`crop` must be 'center'", preprocessing["crop"])
     interpolation = preprocessing["interpolation"]
-    check(interpolation in INTERPOLATIONS, f"`interpolation` must be one of {', '.join(INTERPOLATIONS)}", interpolation)
+    known = isinstance(interpolation, str) and interpolation in INTERPOLATIONS
+    check(known, f"`interpolation` must be one of {', '.join(INTERPOLATIONS)}", interpolation)
     check(is_triple(mean), "`mean` must be three numbers", mean)
     check(is_triple(std) and min(std) > 0, "`std` must be three numbers above 0", std)
     valid = isinstance(resize, Mapping) and set(resize) == {"mode", "size"}

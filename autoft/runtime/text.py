@@ -112,13 +112,16 @@ def open_tokenizer(content: str, max_length: int | None) -> Tokenizer:
     first, and pads nothing: `pad` does.
 
     Raises:
-        ValueError: The content is none of a tokenizer.
+        ValueError: The content is none of a tokenizer, or `max_length` has no room for a token beside the special ones.
     """
     try:
         tokenizer = Tokenizer.from_str(content)
     except Exception as error:  # the library raises plain exceptions
         raise ValueError(f"the tokenizer cannot be read ({error})") from error
     tokenizer.no_padding()
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    if max_length is not None and max_length <= special:  # the library would cut nothing
+        raise ValueError(f"`max_length` must be above {special}, the special tokens of a text, but got {max_length}")
     if max_length is None:
         tokenizer.no_truncation()
     else:
@@ -349,7 +352,12 @@ class Bundle:
         if TOKENIZER not in contract.fields["files"]:
             raise BundleError(f"{folder}: autoft.json must list {TOKENIZER} in `files`")
         takes, words = contract.fields.get("takes"), contract.preprocessing["words"]
-        if takes not in TAKES or (takes == "words") != words or (contract.answer == "entities") != words:
+        if (
+            not isinstance(takes, str)
+            or takes not in TAKES
+            or (takes == "words") != words
+            or (contract.answer == "entities") != words
+        ):
             raise BundleError(
                 f"{folder}: `takes` in autoft.json must be one of {', '.join(TAKES)}, and words where `answer` is entities "
                 f"and preprocessing has `words`, only; but they are {shortened(repr(takes))}, {contract.answer!r}, {words}"
