@@ -218,10 +218,13 @@ def predict(
     from autoft.discovery import discover
 
     opened = deploy.open_bundle(bundle, discover(enabled=not no_plugins))
-    unanswered = 0
+    unanswered = cut = 0
     for answer in deploy.predict(opened, deploy.inputs_of(opened, inputs or (), file), batch_size=batch_size):
         unanswered += "error" in answer
+        cut += "cut" in answer
         print(deploy.line(opened, answer, as_json=as_json), file=sys.stderr if "error" in answer else sys.stdout)
+    if cut:
+        print(f"{cut} longer than the model takes: answered by their beginning", file=sys.stderr)
     if unanswered:
         raise typer.Exit(BAD_INPUT)
 
