@@ -184,6 +184,12 @@ class ImageModule(FeatureModule):
         return pooled.float()
 
 
+# what transformers' models raise for settings and weights that do not fit
+_FAILURES = (
+    *(RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, OSError, SafetensorError),
+)
+
+
 # --- building -----------------------------------------------------------------------------------------
 
 
@@ -201,7 +207,7 @@ def build(plan: Plan) -> nn.Module:
             model, missing = _load(plan)
             module, missing_projections = _wrapped(plan, model)
             _settle(module, _example(plan), plan.config)
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, SafetensorError) as error:
+    except _FAILURES as error:
         where = f"with the weights {plan.weights[0]}" if plan.weights else "with random weights"
         raise BackboneError(f"{plan.name} cannot be built {where}: {first_line(error)}") from error
     trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}
@@ -222,8 +228,8 @@ def _load(plan: Plan) -> tuple[nn.Module, Collection[str]]:
     arguments: dict[str, Any] = {"dtype": torch.float32}
     # eager where the model has no other; flash attention has no counterpart in ONNX
     arguments["attn_implementation"] = "sdpa" if plan.model_class._supports_sdpa else "eager"
-    if "add_pooling_layer" in inspect.signature(plan.model_class.__init__).parameters and OWN_POOLER not in plan.poolings:
-        arguments["add_pooling_layer"] = False
+    if "add_pooling_layer" in inspect.signature(plan.model_class.__init__).parameters:
+        arguments["add_pooling_layer"] = OWN_POOLER in plan.poolings
     if not plan.weights:
         return plan.model_class._from_config(config, **arguments), ()
     state: dict[str, Tensor] = {}

@@ -178,7 +178,7 @@ def test_at_every_depth_frozen_stages_stay_and_all_others_learn(
         optimizer.zero_grad()
 
 
-# all architectures once, and features of tokens for one of each kind
+# all architectures once, and features of tokens for one
 EXPORTS = [(name, "pooled") for name in ARCHITECTURES] + [("bert", "sequence"), ("gpt2", "sequence")]
 
 

@@ -271,11 +271,14 @@ def _classes(name: str, content: dict[str, Any]) -> tuple[Any, Any]:
     from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    from autoft.hf_files import quiet
+
     kind = content["model_type"]
     if kind == "timm_wrapper":
         raise BackboneError(f"{name} is a model of timm", f"name it timm/{content.get('architecture', 'MODEL')}")
     try:
-        config: Any = CONFIG_MAPPING[kind].from_dict(content)
+        with quiet():
+            config: Any = CONFIG_MAPPING[kind].from_dict(content)
     except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise BackboneError(f"the config.json of {name} is not of a {kind}: {first_line(error)}") from error
     if hasattr(config, "vision_config") or hasattr(config, "audio_config"):
