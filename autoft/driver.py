@@ -128,7 +128,7 @@ class _Driver:
         trainer = self.config.trainer
         self.base: dict[str, Any] = {
             "epochs": choose_epochs(trainer.epochs, prepared.raw.modality),
-            "batch_size": choose_batch_size(trainer.batch_size, samples),
+            "batch_size": choose_batch_size(trainer.batch_size, samples, prepared.raw.modality),
             "warmup": trainer.warmup,
             "gradient_clip": trainer.gradient_clip,
             "optimizer": trainer.optimizer,

@@ -61,7 +61,7 @@ SETTINGS: tuple[Setting, ...] = (
         Range(1e-8, 10.0),
         1e-3,
         # BERT's own advice is 2e-5 to 5e-5 for all layers; here the layers below the last get less, by `layer_decay`
-        text=(5e-5, Range(5e-6, 5e-4, log=True)),
+        text=(1e-4, Range(5e-6, 5e-4, log=True)),
     ),
     Setting(
         "head_multiplier",

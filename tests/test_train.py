@@ -456,6 +456,11 @@ def test_automatic_batch_size_gives_some_16_steps_an_epoch(samples: int, size: i
     assert choose_batch_size("auto", samples) == size
 
 
+@pytest.mark.parametrize(("samples", "size"), [(3, 3), (500, 8), (1600, 16), (2500, 16), (4000, 32), (100_000, 32)])
+def test_automatic_batch_size_for_texts_gives_some_100_steps_an_epoch(samples: int, size: int) -> None:
+    assert choose_batch_size("auto", samples, "text") == size
+
+
 def test_wanted_batch_size_precision_and_device_win() -> None:
     assert choose_batch_size(7, 1000) == 7
     assert choose_precision("bf16", CPU) == "bf16"
