@@ -96,6 +96,24 @@ def search(
             help="Weights of every --backbone: `pretrained`, `none`, or a local file or folder.  [default: pretrained]",
         ),
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", metavar="COLUMN", help="Column of the texts; twice for text pairs.  [default: found]"),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label", metavar="COLUMN", help="Column of the labels; repeated for a column a label.  [default: found]"
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="What to learn, such as regression.  [default: the study's, or as the labels are]"),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option("--group", metavar="COLUMN", help="Column whose equal values stay in one split.  [default: none]"),
+    ] = None,
     metric: Annotated[
         str | None, typer.Option("--metric", help="Metric to optimize.  [default: the study's, or the task's own]")
     ] = None,
@@ -136,11 +154,15 @@ def search(
 ) -> None:
     """Search for the best way to fine-tune on your data, and export it as a checked ONNX bundle.
 
-    Without a study file everything has a default: `autoft search FOLDER_OF_IMAGES` works. The same command on the same run
-    folder resumes an interrupted search.
+    Without a study file everything has a default: `autoft search FOLDER_OF_IMAGES` and `autoft search SOME.csv`
+    work. The same command on the same run folder resumes an interrupted search.
     """
     overrides = _overrides(
         {
+            "data.text": _columns(text),
+            "data.label": _columns(label),
+            "data.group": None if group is None else json.dumps(group),
+            "task": task,
             "search.metric": metric,
             "search.trials": trials,
             "search.time_limit": time_limit,
@@ -432,6 +454,11 @@ def _overrides(
     elif weights:
         raise AutoftError("`--weights` needs a `--backbone` to belong to", "add --backbone FAMILY/MODEL")
     return [*overrides, *settings]
+
+
+def _columns(names: Sequence[str] | None) -> str | None:
+    """Return one column as a text, several as a list; as JSON, which is YAML, so that any name is only a name."""
+    return json.dumps(names[0] if len(names) == 1 else names) if names else None
 
 
 def _print_result(result: SearchResult, brief: bool) -> None:

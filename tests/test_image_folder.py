@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from autoft import imagefiles
 from autoft.builtin import image_folder
 from autoft.builtin.image_folder import autoft_data, detect, load
 from autoft.errors import DataError
@@ -369,12 +370,12 @@ def test_detects_among_more_classes_than_it_looks_at(tmp_path):
 
 
 def test_detect_gives_up_after_a_bounded_number_of_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_folder, "_DETECT_NAMES", 20)
+    monkeypatch.setattr(imagefiles, "_NAMES", 20)
     for i in range(30):
         (tmp_path / f"class{i}").mkdir()
     assert not detect(tmp_path)
 
 
 def test_detect_reads_no_image(folder, monkeypatch):
-    monkeypatch.setattr(image_folder, "read_image", lambda raw: pytest.fail("read an image"))
+    monkeypatch.setattr(imagefiles, "read_image", lambda raw: pytest.fail("read an image"))
     assert detect(folder)

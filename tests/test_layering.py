@@ -20,7 +20,21 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("errors", "specs", "files", "events", "ragged"),
     ("hookspecs", "config", "plugin_record", "catalog"),
-    ("images", "augment", "text", "batching", "splits", "freezing", "tasks", "hub", "hf_files", "hf_models"),
+    (
+        "imagefiles",
+        "quarantine",
+        "splits",
+        "tables",
+        "images",
+        "augment",
+        "text",
+        "batching",
+        "freezing",
+        "tasks",
+        "hub",
+        "hf_files",
+        "hf_models",
+    ),
     ("model", "regularize", "tokens", "loading"),
     ("train", "space"),
     ("worker",),
@@ -44,7 +58,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 SEARCH_LAYER = next(level for level, names in enumerate(LAYERS) if "driver" in names)
 LIGHT = ("autoft", "autoft.cli", "autoft.discovery", "autoft.specs", "autoft.config", "autoft.errors", "autoft.hookspecs")
-HEAVY = frozenset({"torch", "torchvision", "timm", "transformers", "sklearn", "optuna", "onnx", "onnxruntime"})
+HEAVY = frozenset({"torch", "datasets", "torchvision", "timm", "transformers", "sklearn", "optuna", "onnx", "onnxruntime"})
 
 
 def module_name(path: Path, root: Path) -> str:

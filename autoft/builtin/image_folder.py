@@ -8,10 +8,8 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +18,14 @@ import numpy as np
 from autoft.errors import DataError, nearest
 from autoft.files import natural_key
 from autoft.hookspecs import hookimpl
-from autoft.runtime.image_classification import ImageError, read_image
+from autoft.imagefiles import EXTENSIONS, holds_class_folders, is_image, verify_images
+from autoft.quarantine import check_rejected, common_options
 from autoft.specs import DataFormat, RawData, Rejected, Sample, Split
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-SPLIT_NAMES: dict[str, Split] = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-}
-DEFAULT_MAX_REJECTED = 0.01
+from autoft.splits import SPLIT_NAMES
+from autoft.tables.sources import names_images
 
 _log = logging.getLogger(__name__)
 _EXAMPLES = 5
-# `detect` looks at this many names in all and in a folder, so that asking costs little on any path.
-_DETECT_NAMES = 5000
-_DETECT_NAMES_IN_FOLDER = 200
-# Files that are read and decoded before the next ones are queued; bounds memory on millions of files.
-_BATCH = 4096
 
 
 @hookimpl
@@ -58,29 +43,8 @@ def autoft_data() -> list[DataFormat]:
 
 
 def detect(path: Path) -> bool:
-    """Return whether a folder has a subfolder with an image in it; looks at no more than a few thousand names."""
-    if not path.is_dir():
-        return False
-    left = _DETECT_NAMES
-    waiting = [(path, 0)]
-    while waiting:
-        folder, depth = waiting.pop()
-        try:
-            entries = os.scandir(folder)
-        except OSError:  # an unreadable folder holds nothing that could be loaded; `load` says so if asked
-            continue
-        with entries:
-            for entry in islice(entries, _DETECT_NAMES_IN_FOLDER):
-                left -= 1
-                if left < 0:
-                    return False
-                if entry.name.startswith("."):
-                    continue
-                if depth > 0 and _is_image(entry.name):
-                    return True
-                if depth < 3 and entry.is_dir():
-                    waiting.append((Path(entry.path), depth + 1))
-    return False
+    """Return whether a folder has a subfolder with an image in it, and no table that says what the images are."""
+    return holds_class_folders(path) and not names_images(path)
 
 
 def load(path: Path, options: Mapping[str, Any]) -> RawData:
@@ -102,7 +66,7 @@ def load(path: Path, options: Mapping[str, Any]) -> RawData:
     Raises:
         DataError: There is nothing to learn from: no images, one class, an empty class, too many unreadable files ...
     """
-    max_rejected, for_training = _options(options)
+    max_rejected, for_training = common_options(options, "image-folder")
     if not path.exists():
         raise DataError(f"the data must be a folder, but there is no {path}", hint=_near_path(path))
     if not path.is_dir():
@@ -110,7 +74,7 @@ def load(path: Path, options: Mapping[str, Any]) -> RawData:
     classes = _find_classes(path, for_training)
     _check_found(path, classes, for_training)
     samples, rejected, sizes = _read(path, classes)
-    _check_rejected(path, rejected, len(samples) + len(rejected), max_rejected)
+    check_rejected(rejected, len(samples) + len(rejected), max_rejected, "images", path)
     if for_training:
         _check_classes(classes, samples)
     return RawData(
@@ -150,7 +114,7 @@ def _find_classes(root: Path, for_training: bool) -> list[_Class]:
     classes = []
     for split, folder in splits.items() if splits else [(None, root)]:
         subfolders, loose = _entries(folder)
-        images = [path for path in loose if _is_image(path.name)]
+        images = [path for path in loose if is_image(path.name)]
         if images and not subfolders:
             raise DataError(
                 f"each class must have a folder, but {len(images)} images lie directly in {folder}",
@@ -221,7 +185,7 @@ def _walk(folder: Path, above: Sequence[tuple[int, int]]) -> _Folder:
         return result
     subfolders, files = _entries(folder)
     for path in files:
-        if _is_image(path.name):
+        if is_image(path.name):
             result.images.append(path)
         else:
             result.others[path.suffix.lower() or "no extension"] += 1
@@ -230,10 +194,6 @@ def _walk(folder: Path, above: Sequence[tuple[int, int]]) -> _Folder:
         result.images.extend(below.images)
         result.others.update(below.others)
     return result
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 # --- reading ------------------------------------------------------------------------------------------
@@ -245,7 +205,7 @@ def _read(root: Path, classes: Sequence[_Class]) -> tuple[list[Sample], list[Rej
     rejected: list[Rejected] = []
     sizes: list[int] = []
     files = [(entry, path) for entry in classes for path in entry.files.images]
-    for (entry, path), result in zip(files, _verify_all([path for _, path in files]), strict=True):
+    for (entry, path), result in zip(files, verify_images([path for _, path in files]), strict=True):
         name = path.relative_to(root).as_posix()
         if isinstance(result, str):
             rejected.append(Rejected(name, result))
@@ -256,25 +216,6 @@ def _read(root: Path, classes: Sequence[_Class]) -> tuple[list[Sample], list[Rej
     return samples, rejected, sizes
 
 
-def _verify_all(paths: Sequence[Path]) -> Iterator[tuple[str, int] | str]:
-    # Threads: Pillow decodes without holding the interpreter's lock.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(paths), _BATCH):
-            yield from pool.map(_verify, paths[start : start + _BATCH])
-
-
-def _verify(path: Path) -> tuple[str, int] | str:
-    """Return an image's content hash and longer side, or why it cannot be read."""
-    try:
-        raw = path.read_bytes()
-        size = max(read_image(raw).size)
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    except ImageError as error:
-        return str(error).removeprefix("image: ")
-    return hashlib.blake2b(raw, digest_size=16).hexdigest(), size
-
-
 def _fingerprint(samples: Sequence[Sample]) -> str:
     hashed = hashlib.blake2b(digest_size=16)
     for sample in sorted(samples, key=lambda sample: sample.id):
@@ -283,23 +224,6 @@ def _fingerprint(samples: Sequence[Sample]) -> str:
 
 
 # --- checks -------------------------------------------------------------------------------------------
-
-
-def _options(options: Mapping[str, Any]) -> tuple[float, bool]:
-    """Return `max_rejected` and `for_training`."""
-    known = ("max_rejected", "for_training")
-    for name in options:
-        if name not in known:
-            near = nearest(name, known)
-            hint = f"did you mean {near[0]}?" if near else "remove it"
-            raise DataError(f"the options of image-folder are {' and '.join(known)}, but got {name!r}", hint=hint)
-    for_training = options.get("for_training", True)
-    if not isinstance(for_training, bool):
-        raise DataError(f"`for_training` must be true or false, but got {for_training!r}")
-    share = options.get("max_rejected", DEFAULT_MAX_REJECTED)
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-        raise DataError(f"`max_rejected` must be a share from 0 to 1, but got {share!r}", hint="0.01 is 1 %")
-    return float(share), for_training
 
 
 def _check_found(root: Path, classes: Sequence[_Class], for_training: bool) -> None:
@@ -328,17 +252,6 @@ def _check_found(root: Path, classes: Sequence[_Class], for_training: bool) -> N
 
 def _loose_extensions(root: Path) -> Counter[str]:
     return Counter(path.suffix.lower() or "no extension" for path in _entries(root)[1])
-
-
-def _check_rejected(root: Path, rejected: Sequence[Rejected], total: int, max_rejected: float) -> None:
-    tolerated = max(1, math.floor(max_rejected * total)) if max_rejected > 0 else 0
-    if len(rejected) > tolerated or len(rejected) == total:
-        listed = "".join(f"\n  {entry.id}: {entry.reason}" for entry in rejected[:_EXAMPLES])
-        more = f"\n  and {len(rejected) - _EXAMPLES} more" if len(rejected) > _EXAMPLES else ""
-        raise DataError(
-            f"at most {tolerated} of {total} images may be unreadable, but {len(rejected)} in {root} are:{listed}{more}",
-            hint="repair or delete them, or raise the data option `max_rejected` (a share)",
-        )
 
 
 def _check_classes(classes: Sequence[_Class], samples: Sequence[Sample]) -> None:

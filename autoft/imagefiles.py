@@ -1,0 +1,70 @@
+"""Image files before training: which files are images, and whether each can be read, so that none breaks a training."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+from autoft.runtime.image_classification import ImageError, read_image
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+
+# Looking for images stops after this many names in all and in a folder, so that asking costs little on any path.
+_NAMES = 5000
+_NAMES_IN_FOLDER = 200
+# Files that are read and decoded before the next ones are queued; bounds memory on millions of files.
+_BATCH = 4096
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file's name ends like an image's."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def holds_class_folders(path: Path) -> bool:
+    """Return whether a folder has a subfolder with an image in it; looks at no more than a few thousand names."""
+    if not path.is_dir():
+        return False
+    left = _NAMES
+    waiting = [(path, 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        try:
+            entries = os.scandir(folder)
+        except OSError:  # an unreadable folder holds nothing that could be loaded; loading it says so if asked
+            continue
+        with entries:
+            for entry in islice(entries, _NAMES_IN_FOLDER):
+                left -= 1
+                if left < 0:
+                    return False
+                if entry.name.startswith("."):
+                    continue
+                if depth > 0 and is_image(entry.name):
+                    return True
+                if depth < 3 and entry.is_dir():
+                    waiting.append((Path(entry.path), depth + 1))
+    return False
+
+
+def verify_images(sources: Sequence[Path | bytes]) -> Iterator[tuple[str, int] | str]:
+    """Decode images; yield for each its content's hash and its longer side in pixels, or why it cannot be read."""
+    # Threads: Pillow decodes without holding the interpreter's lock.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(sources), _BATCH):
+            yield from pool.map(_verify, sources[start : start + _BATCH])
+
+
+def _verify(source: Path | bytes) -> tuple[str, int] | str:
+    try:
+        raw = source.read_bytes() if isinstance(source, Path) else source
+        size = max(read_image(raw).size)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except ImageError as error:
+        return str(error).removeprefix("image: ")
+    return hashlib.blake2b(raw, digest_size=16).hexdigest(), size
