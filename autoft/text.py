@@ -65,7 +65,7 @@ class TextPreprocessing:
             )
         try:
             script.check_preprocessing(self.to_dict())
-            _open(self.tokenizer, self.max_length)
+            script.open_tokenizer(self.tokenizer, self.max_length)
         except ValueError as error:
             raise BackboneError(str(error)) from error
 
@@ -92,7 +92,7 @@ class TextPreprocessing:
         pairs = any(isinstance(source, tuple) for source in sources) and "token_type_ids" in self.names
         if self.max_length is not None or not sources:
             return replace(self, pairs=pairs, max_length=self.max_length or min(LONGEST, self.limit or LONGEST))
-        encodings = _open(self.tokenizer, None).encode_batch(list(sources), is_pretokenized=self.words)
+        encodings = _open(self.tokenizer).encode_batch(list(sources), is_pretokenized=self.words)
         lengths = sorted(len(encoding.ids) for encoding in encodings)
         covering = lengths[math.ceil(COVERED * len(lengths)) - 1]
         wanted = max(SHORTEST, math.ceil(covering / 8) * 8)
@@ -104,7 +104,7 @@ class TextPreprocessing:
 
     def decode_many(self, sources: Sequence[script.TextSource]) -> tuple[Ragged, np.ndarray]:
         """Tokenize samples, on all of the tokenizer's threads; also return which of them were cut, `(N,)` bool."""
-        items, cut = script.tokenize(_open(self.tokenizer, self.max_length), sources, self.to_dict())
+        items, cut = script.tokenize(_open(self.tokenizer), sources, self.to_dict())
         return Ragged.of([torch.from_numpy(item) for item in items]), np.array(cut, dtype=bool)
 
     def augment(self, item: Tensor, policy: str, rng: np.random.Generator) -> Tensor:
@@ -169,15 +169,18 @@ class TextPreprocessing:
             "padding_side": "right",
             "truncation_side": "right",
         }
+        tokenizer = Tokenizer.from_str(self.tokenizer)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(declared["max_length"], stride=0, strategy="longest_first", direction="right")
         return {
-            "tokenizer.json": _open(self.tokenizer, declared["max_length"]).to_str(pretty=True),
+            "tokenizer.json": tokenizer.to_str(pretty=True),
             "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
         }
 
 
 @lru_cache(maxsize=16)
-def _open(content: str, max_length: int | None) -> Tokenizer:
-    return script.open_tokenizer(content, max_length)
+def _open(content: str) -> Tokenizer:
+    return script.open_tokenizer(content)
 
 
 @lru_cache(maxsize=16)

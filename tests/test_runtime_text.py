@@ -113,7 +113,7 @@ def test_every_word_has_a_token_even_where_the_tokenizer_drops_it() -> None:
 def test_tokenizer_that_drops_everything_is_an_error() -> None:
     tokenizer = Tokenizer(models.BPE({"x": 0}, []))
     with pytest.raises(TextError, match=r"makes no token of the word 'q', nor of any of \? \. _ a"):
-        tokenize(tokenizer, [["q"]], {"pairs": False, "words": True, "pad_id": 0})
+        tokenize(tokenizer, [["q"]], {"pairs": False, "words": True, "pad_id": 0, "max_length": 9})
 
 
 # --- outputs and answers --------------------------------------------------------------------------------

@@ -68,6 +68,25 @@ def test_pairs_have_segments_and_lose_the_longer_text_first() -> None:
     assert cut.tolist() == [True]
 
 
+@settings(deadline=None)
+@given(st.lists(texts | st.tuples(texts, texts), min_size=1, max_size=6), st.integers(4, 24))
+def test_cutting_leaves_the_tokens_that_the_library_leaves(sources: list[str | tuple[str, str]], length: int) -> None:
+    preprocessing = dataclasses.replace(PLAIN, max_length=length, pairs=True)
+    decoded, cut = preprocessing.decode_many(sources)
+    library = Tokenizer.from_str(PLAIN.tokenizer)
+    library.enable_truncation(length)
+    wanted = library.encode_batch(sources)
+    assert [decoded.row(row)[:, 0].tolist() for row in range(len(sources))] == [each.ids for each in wanted]
+    assert [decoded.row(row)[:, 1].tolist() for row in range(len(sources))] == [each.type_ids for each in wanted]
+    assert cut.tolist() == [bool(each.overflowing) for each in wanted]
+
+
+def test_a_pair_of_very_long_texts_is_cut_without_making_all_its_parts() -> None:
+    long = "a b c " * 5000  # as many parts as there are pairs of them would be hundreds of millions of tokens
+    preprocessing = dataclasses.replace(PLAIN, max_length=16, pairs=True)
+    assert preprocessing.decode_many([(long, long)])[0].lengths.tolist() == [16]
+
+
 def test_an_empty_text_without_special_tokens_still_has_a_row() -> None:
     preprocessing = TextPreprocessing(tokenizer(special=False), {}, 0, NAMES[:2])
     decoded, _ = preprocessing.decode_many(["", "a"])

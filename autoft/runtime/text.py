@@ -105,11 +105,14 @@ def check_preprocessing(preprocessing: Mapping[str, Any]) -> None:
     check(isinstance(preprocessing["tokenizer"], str), "`tokenizer` must be a SHA-256", preprocessing["tokenizer"])
 
 
-def open_tokenizer(content: str, max_length: int | None) -> Tokenizer:
+def open_tokenizer(content: str, max_length: int | None = None) -> Tokenizer:
     """Make a tokenizer of the content of a `tokenizer.json`.
 
-    It adds special tokens, cuts what is longer than `max_length` (None cuts nothing) at its end, of a pair the longer text
-    first, and pads nothing: `pad` does.
+    It adds special tokens, but neither cuts nor pads: `tokenize` and `pad` do.
+
+    Args:
+        content: Of the file.
+        max_length: The most tokens that a text will have, to check that there is room for some, or None.
 
     Raises:
         ValueError: The content is none of a tokenizer, or `max_length` has no room for a token beside the special ones.
@@ -119,20 +122,20 @@ def open_tokenizer(content: str, max_length: int | None) -> Tokenizer:
     except Exception as error:  # the library raises plain exceptions
         raise ValueError(f"the tokenizer cannot be read ({error})") from error
     tokenizer.no_padding()
+    tokenizer.no_truncation()
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
-    if max_length is not None and max_length <= special:  # the library would cut nothing
+    if max_length is not None and max_length <= special:
         raise ValueError(f"`max_length` must be above {special}, the special tokens of a text, but got {max_length}")
-    if max_length is None:
-        tokenizer.no_truncation()
-    else:
-        tokenizer.enable_truncation(max_length, stride=0, strategy="longest_first", direction="right")
     return tokenizer
 
 
 def tokenize(
     tokenizer: Tokenizer, sources: Sequence[TextSource], preprocessing: Mapping[str, Any]
 ) -> tuple[list[NDArray[np.int32]], list[bool]]:
-    """Turn texts into tokens.
+    """Turn texts into tokens, and cut what is longer than `max_length` at its end, of a pair the longer text first.
+
+    The tokens are those that the library's own truncation (`longest_first`) leaves. That one also makes all the other parts
+    of a text, of a pair each with each: gigabytes for two long texts.
 
     Args:
         tokenizer: From `open_tokenizer`.
@@ -141,8 +144,8 @@ def tokenize(
 
     Returns:
         For each text `(T, C)`: the token's number; if `pairs`, which of the two texts it belongs to; if `words`, the
-        number of the word that it begins, counted from 1, else 0. And for each text, whether it was cut. Words up to the
-        cut all have a token: `STAND_INS` take the place of those that the tokenizer drops.
+        number of the word that it begins, counted from 1, else 0. And for each text, whether it was cut. Words all have a
+        token: `STAND_INS` take the place of those that the tokenizer drops.
 
     Raises:
         TextError: A source is not text, or the tokenizer drops a word and all that could take its place.
@@ -156,7 +159,7 @@ def tokenize(
         raise TextError(f"texts must be strings, pairs of them, or lists of words ({error})") from error
     if words:
         encodings = [_with_all_words(tokenizer, source, found) for source, found in zip(sources, encodings, strict=True)]
-    items = []
+    items, cut = [], []
     for encoding in encodings:
         columns = [encoding.ids]
         if preprocessing["pairs"]:
@@ -171,8 +174,27 @@ def tokenize(
         item = np.array(columns, dtype=np.int32).T
         if len(item) == 0:  # an empty text under a tokenizer without special tokens: no model takes a row of nothing
             item = np.array([[preprocessing["pad_id"]] + [0] * (len(columns) - 1)], dtype=np.int32)
-        items.append(item)
-    return items, [bool(encoding.overflowing) for encoding in encodings]
+        cut.append(len(item) > preprocessing["max_length"])
+        items.append(item[_kept(encoding, preprocessing["max_length"])] if cut[-1] else item)
+    return items, cut
+
+
+def _kept(encoding: Encoding, most: int) -> NDArray[np.bool_]:
+    """Return which tokens of a text or pair stay when it is cut: the special ones, and the first of each text `(T,)`."""
+    texts = np.array([-1 if text is None else text for text in encoding.sequence_ids])
+    counts = [int((texts == number).sum()) for number in (0, 1)]
+    room = max(0, most - int((texts == -1).sum()))
+    shorter, longer = sorted(counts)
+    if shorter + longer > room:
+        longer = max(shorter, room - shorter)  # the longer text loses first
+        if shorter + longer > room:  # where that is not enough both get half, the one that was longer the odd token
+            shorter, longer = room // 2, room - room // 2
+    first = counts[0] <= counts[1]
+    rest = {0: room} if counts[1] == 0 else {0: shorter if first else longer, 1: longer if first else shorter}
+    kept: NDArray[np.bool_] = texts == -1
+    for number, count in rest.items():
+        kept[np.flatnonzero(texts == number)[:count]] = True
+    return kept
 
 
 def _with_all_words(tokenizer: Tokenizer, words: Any, encoding: Encoding) -> Encoding:
@@ -189,12 +211,8 @@ def _with_all_words(tokenizer: Tokenizer, words: Any, encoding: Encoding) -> Enc
 
 
 def _lost(words: Any, encoding: Encoding) -> set[int]:
-    """Return the places of words without a token, before the cut where there is one."""
-    found = {place for place in encoding.word_ids if place is not None}
-    if len(found) == len(words):
-        return set()
-    end = max(found, default=-1) + 1 if encoding.overflowing else len(words)
-    return set(range(end)) - found
+    """Return the places of words without a token."""
+    return set(range(len(words))) - set(encoding.word_ids)
 
 
 def check_text(source: Any) -> None:
