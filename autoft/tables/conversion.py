@@ -78,6 +78,8 @@ def convert(path: Path) -> tuple[datasets.Dataset, dict[str, Any]]:
         builder = _Builder(dataset_name="autoft-table", config_id=name, file=str(path), kind=kind)
         try:
             builder.download_and_prepare()
+            if not builder.info.splits["train"].num_examples:
+                raise DataError(f"a table must have rows, but {path} has none", "look at the file")
             dataset = builder.as_dataset(split="train")
         except datasets.exceptions.DatasetGenerationError as error:
             if isinstance(error.__cause__, DataError):

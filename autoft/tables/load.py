@@ -50,8 +50,8 @@ def load_table(path: Path, options: Mapping[str, Any]) -> RawData:
     profiles = profile(stores)
     _check_same_columns(stores, profiles, options)
     declared = any(source.split is not None for source in sources)
+    _check_header(profiles, options, stores)
     roles = find_roles(profiles, options, for_training=for_training, declared=declared)
-    _check_header(profiles, roles, stores)
     plan = plan_targets(roles, profiles, options)
     reader = _Reader(stores, roles, plan)
     reader.read()
@@ -221,16 +221,15 @@ def _check_same_columns(stores: Sequence[Store], profiles: Mapping[str, Profile]
         raise DataError(f"a table must have rows, but {names} has none", "look at the file")
 
 
-def _check_header(profiles: Mapping[str, Profile], roles: Roles, stores: Sequence[Store]) -> None:
+def _check_header(profiles: Mapping[str, Profile], options: Mapping[str, Any], stores: Sequence[Store]) -> None:
     """Refuse a first line that looks like a row: a column of few values whose name is one of them."""
-    if not any(store.about.get("kind") == "csv" for store in stores):
+    if "label" in options or "text" in options or not any(store.about.get("kind") == "csv" for store in stores):
         return
-    for name in roles.label:
-        seen = profiles[name]
-        if name.lower() not in LABELS and seen.kind == "text" and seen.values and name in seen.values:
+    for name, seen in profiles.items():
+        if seen.kind == "text" and seen.values and name in seen.values and seen.distinct <= seen.rows / 2:
             raise DataError(
                 f"the first line must name the columns, but {name!r} in it is also a value below it",
-                "put a line before the first that names the columns, such as `text,label`",
+                "put a line before it that names the columns, such as `text,label`; or name them by --text and --label",
             )
 
 

@@ -86,15 +86,17 @@ def profile(stores: Sequence[Store]) -> dict[str, Profile]:
 def _add(seen: Profile, column: pa.Array, feature: Any, folder: Path) -> None:
     seen.rows += len(column)
     if len(seen.examples) < _LOOKED_AT:
-        cells = [cell for cell in read_cells(column.slice(0, _LOOKED_AT), feature) if cell not in (None, "")]
-        seen.examples.extend(cells[: _LOOKED_AT - len(seen.examples)])
+        there = column.drop_null()
+        if _is_text(there):
+            there = there.filter(pc.not_equal(pc.utf8_trim_whitespace(there), ""))
+        seen.examples.extend(read_cells(there.slice(0, _LOOKED_AT - len(seen.examples)), feature))
         seen.kind = _kind(column, feature, seen.examples, folder) if seen.kind == "empty" else seen.kind
     if seen.kind in ("image", "list", "other") or not len(column):
         seen.missing += column.null_count
         if seen.kind == "list" and pa.types.is_string(column.type):
             seen.missing += _count(pc.equal(column, ""))
         return
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    if _is_text(column):
         column = pc.utf8_trim_whitespace(column)
         seen.characters += _count(pc.utf8_length(column))
         seen.missing += column.null_count + _count(pc.equal(column, ""))
@@ -122,7 +124,7 @@ def _kind(column: pa.Array, feature: Any, examples: Sequence[Any], folder: Path)
         return "list"
     if not examples:
         return "empty"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if _is_text(column):
         named = [example for example in examples if is_image(example)]
         if len(named) > len(examples) / 2 and any((folder / example).is_file() for example in named):
             return "image"
@@ -136,7 +138,7 @@ def _kind(column: pa.Array, feature: Any, examples: Sequence[Any], folder: Path)
 
 def _numbers(column: pa.Array) -> np.ndarray | None:
     """Return the finite numbers of a column, or None where a cell is neither a number nor missing."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    if _is_text(column):
         column = pc.if_else(pc.is_in(column, pa.array(MISSING, column.type)), pa.scalar(None, column.type), column)
     try:
         numbers = pc.cast(column.drop_null(), pa.float64()).to_numpy(zero_copy_only=False)
@@ -144,6 +146,10 @@ def _numbers(column: pa.Array) -> np.ndarray | None:
         return None
     finite: np.ndarray = numbers[np.isfinite(numbers)]
     return finite
+
+
+def _is_text(column: pa.Array) -> bool:
+    return bool(pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
 
 
 def _count(values: pa.Array) -> int:
