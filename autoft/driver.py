@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autoft.errors import AutoftError, ConfigError, DataError, RepeatedBugError, RunError, first_line
 from autoft.events import Event, Listener
 from autoft.export.bundle import RECORDED_PACKAGES
-from autoft.files import sha256
+from autoft.files import read_json, sha256
 from autoft.finish import SearchResult, export_winner, nothing_trained, stored_result, summarize
 from autoft.preflight import KEPT_TRIALS, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
@@ -416,7 +416,7 @@ def _identity(prepared: Prepared) -> dict[str, Any]:
     identity["data"]["fingerprint"] = prepared.raw.fingerprint
     identity["backbones"] = [
         {
-            "name": backbone.name,
+            "name": backbone.public_name,
             "weights": _weights_identity(backbone.weights),
             "preprocessing": backbone.preprocessing.to_dict(),
         }
@@ -426,7 +426,12 @@ def _identity(prepared: Prepared) -> dict[str, Any]:
 
 
 def _weights_identity(weights: str) -> str:
-    return f"sha256:{sha256(Path(weights))}" if Path(weights).is_file() else weights
+    file = Path(weights)
+    if not file.is_file():
+        return weights
+    # an index names the files that the weights are divided into, and says nothing of their content
+    shards = sorted(set(read_json(file)["weight_map"].values())) if file.name.endswith(".index.json") else []
+    return " ".join(["sha256:" + sha256(part) for part in (file, *(file.parent / shard for shard in shards))])
 
 
 def _facts(prepared: Prepared) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def export_winner(
             "epoch": winner.user_attrs["best_epoch"],
             "device": prepared.device.type,
             "precision": settings.precision,
-            "settings": shown,
+            "settings": {**shown, "backbone": backbone.public_name},
             "test_scored": scored,
         },
     }

@@ -148,6 +148,8 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
     _check_metric(config, head, Objective(head, targets, metric), encoded["validation"])
     _check_batch_size(config, len(samples["train"]))
     backbones = _fitted(_backbones(config, catalog, raw, head, device, listener), samples["train"], config.search.seed)
+    for note in raw.notes:
+        listener(Event("data", note, {"about": "data"}))
     listener(_summary(raw, format_name, splits, targets, metric, head))
     for warning in splits.warnings:
         listener(Event("warning", warning, {"about": "splits"}))
@@ -160,8 +162,6 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
                 {"about": "rejected", "rejected": [{"id": item.id, "reason": item.reason} for item in raw.rejected]},
             )
         )
-    for note in raw.notes:
-        listener(Event("data", note, {"about": "data"}))
     memory = config.trainer.memory
     return Prepared(
         config=config,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -276,6 +276,12 @@ class Backbone:
     citation: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     image_size: tuple[int, int] | None = None
+
+    @property
+    def public_name(self) -> str:
+        """The name without the folders above a local model: they tell strangers about the machine, and may be moved."""
+        family, _, model = self.name.partition("/")
+        return f"{family}/{PurePath(model).name}" if PurePath(model).is_absolute() else self.name
 
 
 @dataclass(frozen=True)

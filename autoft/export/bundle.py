@@ -216,7 +216,7 @@ def _write_files(folder: Path, trained: Trained, proto: onnx.ModelProto) -> None
     declared = backbone.preprocessing.to_dict()
     if can_preprocess(declared):
         onnx.save_model(build_preprocess_model(declared), folder / "onnx" / "preprocess.onnx")
-    save_tensors(folder / "model.safetensors", trained.model.state_dict(), {"backbone": backbone.name})
+    save_tensors(folder / "model.safetensors", trained.model.state_dict(), {"backbone": backbone.public_name})
     write_text(folder / "predict.py", script_source(head.runtime or backbone.preprocessing.runtime))
     for name, content in backbone.preprocessing.files().items():
         write_text(folder / name, content)
@@ -254,7 +254,7 @@ def _write_contract(folder: Path, trained: Trained, measured: Mapping[str, Any])
             "outputs": list(output_names(objective.head.scores)),
             "preprocessing": backbone.preprocessing.to_dict(),
             "backbone": {
-                "name": backbone.name,
+                "name": backbone.public_name,
                 "weights": backbone.citation,
                 "licence": backbone.licence,
             },

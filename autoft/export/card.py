@@ -87,7 +87,7 @@ def model_card(
         "",
         f"# {facts['name']}",
         "",
-        f"{objective.head.name} {_into(answer, targets)}, fine-tuned by autoft from {backbone.name}"
+        f"{objective.head.name} {_into(answer, targets)}, fine-tuned by autoft from {backbone.public_name}"
         + (f" ({backbone.citation})." if backbone.citation else ", from random weights."),
         "",
         "## How well",

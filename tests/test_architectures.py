@@ -1,0 +1,40 @@
+"""Whole searches with tiny random models of many architectures: split into stages, frozen, trained, exported, checked."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_transformers import TEXT_ARCHITECTURES, write_tiny
+
+import autoft
+from autoft.testing.toy_text import write_toy_csv, write_toy_tagged
+
+
+def run(data: Path, model: Path, folder: Path, *overrides: str) -> tuple[autoft.SearchResult, dict]:
+    backbone = json.dumps([{"name": f"transformers/{model}"}])
+    settings = [f"backbones={backbone}", "search.trials=2", "trainer.epochs=1", *overrides]
+    result = autoft.search(data, output=folder, overrides=settings, plugins=False)
+    assert result.bundle is not None
+    return result, json.loads((result.bundle / "autoft.json").read_text())
+
+
+@pytest.mark.parametrize("architecture", TEXT_ARCHITECTURES)
+def test_search_freezes_and_exports(architecture: str, tmp_path: Path) -> None:
+    data = write_toy_csv(tmp_path / "texts.csv", per_class=8)
+    model = write_tiny(tmp_path / "model", architecture)
+    frozen = "space={freeze_depth: {choices: [0, all]}}"
+    result, contract = run(data, model, tmp_path / "run", frozen)
+    assert contract["task"] == "text-classification"
+    assert contract["backbone"]["name"] == contract["training"]["settings"]["backbone"] == "transformers/model"
+    assert str(tmp_path) not in (result.bundle / "README.md").read_text() + json.dumps(contract)
+    assert contract["parity"]["samples"] > 0
+    assert contract["parity"]["max_output_difference"] < 1e-4
+    assert result.trials["complete"] + result.trials.get("pruned", 0) == 2
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2"])  # word pieces, byte-level BPE, a decoder
+def test_search_tags_words(architecture: str, tmp_path: Path) -> None:
+    data = write_toy_tagged(tmp_path / "tagged.jsonl")
+    _, contract = run(data, write_tiny(tmp_path / "model", architecture), tmp_path / "run")
+    assert contract["answer"] == "entities"
+    assert contract["parity"]["max_output_difference"] < 1e-4
