@@ -328,6 +328,26 @@ def test_data_that_cannot_be_learned_from_is_refused(name: str, run: Command, tm
     refused(result, said, hint, here)
 
 
+@pytest.mark.usefixtures("toys")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--label", "moods"), r"`data\.label` .* no 'moods'; it has 'one', 'two', 'mood'"),
+        (("--text", "twice"), r"`data\.text` .* no 'twice'"),
+        (("--label", "mood", "--label", "moody"), r"`data\.label` .* no 'moody'"),
+        (("--group", "author"), r"`data\.group` .* no 'author'"),
+        (("--task", "multi-label"), r"multi-label needs lists of labels"),
+    ],
+)
+def test_columns_and_task_named_by_options_reach_the_table(
+    options: tuple[str, ...], said: str, run: Command, tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    file = tmp_path / "some.csv"
+    file.write_text("one,two,mood\n" + "".join(f"a text {i},other {i},{'ab'[i % 2]}\n" for i in range(9)))
+    refused(run("search", file, "-b", "toy/mlp", "--text", "one", *options), said, "", here)
+
+
 def refused(result: Result, said: str, hint: str, here: Path) -> None:
     """A clear error: rule, value, next step, exit code 2; and no folder made."""
     assert (result.code, result.out) == (2, ""), result
