@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoft.specs import IGNORED, Choice, Knob, Range
+from autoft.tasks.numeric import constant
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +64,6 @@ def cross_entropy(
         knobs: `imbalance`, and `focal_gamma` where that is `focal`.
         smoothing: Share of the target that is spread over all classes (arXiv:1512.00567).
     """
-    import torch
     from torch.nn import functional as F
 
     outputs = outputs.float()
@@ -71,7 +71,7 @@ def cross_entropy(
         return _focal(outputs, encoded, float(knobs["focal_gamma"]), smoothing)
     weight = None
     if knobs["imbalance"] == "weights":
-        weight = torch.tensor(balanced_weights(counts), dtype=torch.float32, device=outputs.device)
+        weight = constant(tuple(balanced_weights(counts)), outputs.device)
     total = F.cross_entropy(
         outputs, encoded, weight=weight, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
     )
@@ -116,7 +116,7 @@ def binary_cross_entropy(outputs: Tensor, encoded: Tensor, shares: Sequence[floa
         return ((-torch.expm1(-plain)).clamp(min=TINY) ** float(knobs["focal_gamma"]) * plain).mean()
     weight = None
     if knobs["imbalance"] == "weights":
-        weight = torch.tensor(positive_weights(shares), dtype=torch.float32, device=outputs.device)
+        weight = constant(tuple(positive_weights(shares)), outputs.device)
     return F.binary_cross_entropy_with_logits(outputs, encoded, pos_weight=weight)
 
 

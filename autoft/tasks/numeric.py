@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
@@ -19,6 +21,14 @@ def linear_head(features: int, outputs: int, dropout: float) -> nn.Sequential:
     nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(nn.Dropout(dropout), linear)
+
+
+@lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return numbers as float32 on a device; kept, because making them anew would make each step wait for the copy."""
+    import torch
+
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def finite(outputs: Tensor) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ import numpy as np
 from autoft.errors import DataError
 from autoft.specs import Choice, Head, Knob, Targets
 from autoft.tasks.classification import DROPOUT
-from autoft.tasks.numeric import finite, is_constant, linear_head, pearson, spearman
+from autoft.tasks.numeric import constant, finite, is_constant, linear_head, pearson, spearman
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -196,10 +196,9 @@ def build(features: int, targets: Targets, knobs: Mapping[str, Any], *, bounded:
 
 def loss(outputs: Tensor, encoded: Tensor, targets: Targets, knobs: Mapping[str, Any]) -> Tensor:
     """Return the mean loss of predictions and targets `(N, D)`, both divided by the targets' standard deviation."""
-    import torch
     from torch.nn import functional as F
 
-    scale = torch.tensor(targets.values["scale"], dtype=torch.float32, device=outputs.device)
+    scale = constant(tuple(targets.values["scale"]), outputs.device)
     errors = (outputs.float() - encoded.float()) / scale
     kinds: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "smooth_l1": F.smooth_l1_loss,
