@@ -205,7 +205,7 @@ def loss(outputs: Tensor, encoded: Tensor, targets: Targets, knobs: Mapping[str,
         "mse": F.mse_loss,
         "mae": F.l1_loss,
     }
-    return kinds[knobs["regression_loss"]](errors, torch.zeros_like(errors))
+    return kinds[knobs["regression_loss"]](errors, errors.new_zeros(errors.shape))
 
 
 def activation(outputs: Tensor) -> Tensor:
