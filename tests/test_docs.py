@@ -31,9 +31,10 @@ from pydantic_core import PydanticUndefined
 
 from autoft import hookspecs, specs
 from autoft.augment import POLICIES
-from autoft.builtin import heads
+from autoft.builtin import heads, transformers
 from autoft.config.schema import SECTIONS, StudyConfig
 from autoft.events import Event
+from autoft.prepare import SUGGESTED_MILLIONS_TEXT
 from autoft.space import SETTINGS
 from autoft.specs import Choice, Range
 
@@ -102,12 +103,16 @@ def limits(what: Range | Choice | None, otherwise: str) -> str:
 
 def space() -> str:
     """Every setting that `space` may hold, with the tasks that have it, preset, default search and limits."""
+
+    def also_of_texts(value: str, of_texts: str) -> str:
+        return value if of_texts == value else f"{value}; of texts {of_texts}"
+
     rows = [
         (
             f"`{setting.name}`",
             "all",
-            plain(setting.preset),
-            limits(setting.search, "no"),
+            also_of_texts(plain(setting.preset), plain(setting.of("text").preset)),
+            also_of_texts(limits(setting.search, "no"), limits(setting.of("text").search, "no")),
             limits(setting.allowed, "0 to `all`" if setting.name == "freeze_depth" else "any"),
             "" if setting.scratch is None else plain(setting.scratch) + (", fixed" if setting.scratch_fixed else ""),
             setting.help,
@@ -314,6 +319,12 @@ def test_events_and_policies_are_explained():
     assert unmentioned((DOCS / "user-guide.md").read_text(), list(POLICIES)) == []
 
 
+def test_suggested_backbones_of_texts_are_named():
+    suggested = [transformers.suggest("text", millions)[0] for millions in SUGGESTED_MILLIONS_TEXT.values()]
+    assert len(suggested) >= 3
+    assert unmentioned((DOCS / "user-guide.md").read_text(), suggested) == []
+
+
 def test_every_module_is_on_the_map():
     entries = [
         path for path in (ROOT / "autoft").iterdir() if not path.name.startswith(("_", ".")) and path.suffix != ".typed"
@@ -399,6 +410,7 @@ class Reader:
             "PYTHONUNBUFFERED": "1",  # keeps stdout and stderr in order
             "PYTHONDONTWRITEBYTECODE": "1",
             "AUTOFT_CACHE": str(folder / "cache"),
+            "HF_DATASETS_CACHE": str(folder / "datasets"),
             "HF_HUB_OFFLINE": "1",
             "COLUMNS": "100",
         }
@@ -530,7 +542,7 @@ def test_user_guide_shows_real_mistakes(tmp_path):
     (tmp_path / "digits" / "0").mkdir(parents=True)
     reader = Reader(tmp_path)
     reader.follow((DOCS / "user-guide.md").read_text())
-    assert len(reader.typed) >= 1
+    assert len(reader.typed) >= 3
 
 
 def test_page_that_is_wrong_is_found(tmp_path):
