@@ -83,7 +83,7 @@ def search(
                 prepared.objective,
                 device=prepared.device,
                 memory=prepared.memory,
-                cache=path / "tokens",
+                cache=run.tokens,
             )
             checked = preflight(prepared, worker, path, listener, export=not run.resumed)
             return _Driver(prepared, run, worker, checked, listener, should_stop or (lambda: False), started).run()

@@ -19,6 +19,7 @@ from autoft.files import append_line, read_json, write_json, write_text
 
 LOCK = "lock.json"
 STUDY = "study.db"
+TOKENS = "tokens"  # texts as tokens, made before anything is searched
 HELD = ".held"
 SHOWN_DIFFERENCES = 5
 
@@ -41,6 +42,11 @@ class RunFolder:
     def bundle(self) -> Path:
         """Where the exported model is, once there is one."""
         return self.path / "bundle"
+
+    @property
+    def tokens(self) -> Path:
+        """Where texts are kept as tokens."""
+        return self.path / TOKENS
 
     @property
     def study(self) -> Path:
@@ -113,6 +119,8 @@ def _traceless(path: Path) -> Iterator[None]:
         if not (path / STUDY).exists():
             for name in (LOCK, "study.yaml", "log.jsonl"):
                 (path / name).unlink(missing_ok=True)
+            if (path / TOKENS).is_dir():
+                shutil.rmtree(path / TOKENS)
         raise
 
 

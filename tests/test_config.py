@@ -571,6 +571,12 @@ def test_options_win_over_the_file(folder: Path) -> None:
     assert load_study(study, ["space={}", "backbones=e/f"]).backbones == (BackboneConfig(name="e/f"),)
 
 
+@pytest.mark.parametrize("mark", ["|", ";", ",", "#", ">", "-", "::"])
+def test_marks_in_options_are_plain_text(folder: Path, mark: str) -> None:
+    study = write(folder, "data: photos")
+    assert load_study(study, [f"data.delimiter={mark}"]).data.delimiter == mark
+
+
 def test_option_replaces_what_was_wrong_in_the_file(folder: Path) -> None:
     assert load_study(write(folder, "data: photos\nsearch: {trials: !!int 3}"), ["search.trials=4"]).search.trials == 4
 

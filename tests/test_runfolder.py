@@ -169,6 +169,15 @@ def test_failure_before_anything_was_searched_leaves_no_trace(tmp_path: Path) ->
     assert set(files_in(path)) <= {".held"}
 
 
+def test_failure_in_the_preflight_leaves_no_tokens_of_texts(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(RunError, match="too small"), open_run(path, IDENTITY, FACTS, "") as run:  # noqa: PT012
+        run.tokens.mkdir()
+        (run.tokens / "train.bin").write_bytes(b"1")
+        raise RunError("too small")
+    assert not path.exists()
+
+
 def test_failure_later_keeps_the_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     before = files_in(run)

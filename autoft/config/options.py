@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import yaml
+
 from autoft.config.document import (
     MAX_DIGITS,
     Document,
@@ -59,6 +61,14 @@ def expand(document: Document) -> None:
                 put(("backbones", str(position), "name"))
 
 
+_MARK = re.compile(r"[^\w\s'\"\[\]{}~]+")
+
+
+def _mark(text: str) -> yaml.Node:
+    """Return marks such as `|` as the text they are: YAML would read the beginning of a block, a list or a comment."""
+    return yaml.ScalarNode("tag:yaml.org,2002:str", text)
+
+
 def override(document: Document, option: str, number: int) -> None:
     """Lay one option, `a.b=value`, over the values."""
     key, equals, text = option.partition("=")
@@ -71,7 +81,7 @@ def override(document: Document, option: str, number: int) -> None:
     if not equals or not all(loc) or not is_unicode(key):
         return refuse("must be written as `setting=value`", "such as `search.trials=5`")
     try:
-        node, refused = compose(text)
+        node, refused = (_mark(text), {}) if _MARK.fullmatch(text) else compose(text)
     except UnreadableError as error:
         return refuse(error.message, error.hint)
     parent: Any = document.values
