@@ -384,6 +384,22 @@ def test_file_that_cannot_be_read_is_told(
         list(read_file(tmp_path / name, takes, columns))
 
 
+@pytest.mark.parametrize(
+    ("content", "columns", "wanted"),
+    [
+        (" id ; text \n1;one, two, three\n2;four, five\n", {"text": "text"}, ["one, two, three", "four, five"]),
+        ("text,note;more\none;two,x\nthree;four;five,y\n", {"text": "text"}, ["one;two", "three;four;five"]),
+        ("\ntext\none; two\nthree; four\n", {}, ["one; two", "three; four"]),
+        ('a|"text"\n1|x;y\n', {}, ["x;y"]),
+    ],
+)
+def test_cells_are_set_apart_as_the_first_line_says_whatever_the_texts_hold(
+    content: str, columns: dict[str, str], wanted: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    assert list(read_file(tmp_path / "a.csv", "text", columns)) == wanted
+
+
 def test_large_file_is_streamed(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a trip\n" * 3)
     endless = read_file(tmp_path / "a.txt", "text", {})

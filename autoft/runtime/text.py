@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import io
 import itertools
 import json
 import re
@@ -566,12 +567,9 @@ def _read_table(
     if delimiter is None:
         beginning = lines.read(1 << 16)
         lines.seek(0)
-        try:
-            delimiter = csv.Sniffer().sniff(beginning, ",;\t|").delimiter
-        except csv.Error:  # one column has none
-            delimiter = ","
+        delimiter = _delimiter(beginning, _text_columns(columns))
     table = csv.reader(lines, delimiter=delimiter)
-    header = next(table, [])
+    header = _header(table)
     chosen = _choose(path, header, takes, columns)
     places = [header.index(name) for name in chosen]
     for row in table:
@@ -580,6 +578,16 @@ def _read_table(
         if len(row) <= max(places):
             raise TextError(f"{path}: line {table.line_num} must have {len(header)} columns, but has {len(row)}")
         yield (row[places[0]], row[places[1]]) if takes == "pair" else row[places[0]]
+
+
+def _delimiter(beginning: str, wanted: Sequence[str]) -> str:
+    """Return what sets a table's cells apart: that by which its first line names the wanted columns, or else the most."""
+    headers = {mark: _header(csv.reader(io.StringIO(beginning, newline=""), delimiter=mark)) for mark in ",;\t|"}
+    return max(headers, key=lambda mark: (set(wanted) <= set(headers[mark]), len(headers[mark])))
+
+
+def _header(table: Iterator[list[str]]) -> list[str]:
+    return [name.strip() for name in next((row for row in table if row), [])]
 
 
 def _read_json_lines(path: Path, lines: Any, takes: str, columns: Mapping[str, Any]) -> Iterator[TextSource]:
@@ -669,6 +677,8 @@ def from_arguments(texts: Sequence[str], takes: str) -> Iterable[TextSource]:
 
 def plain_input(source: Any, most: int = 100) -> str:
     """Return an input in one line for people."""
+    if not source:
+        return repr(source)
     joined = (
         " | ".join(source) if isinstance(source, list) and all(isinstance(part, str) for part in source) else str(source)
     )
