@@ -68,7 +68,7 @@ def test_texts_come_from_files_pairs_and_stdin(
     result = run("predict", folder, "--file", tmp_path / "reviews.csv", "--json")
     assert result.code == 2
     assert [answer["input"] for answer in json_lines(result.out)] == ["a trip", "the station"]
-    assert result.err == "error: : the input is empty\n"
+    assert result.err == "error: '': the input is empty\n"
     assert "1 longer than the model takes" in run("predict", folder, LONG, "a trip").err
     (tmp_path / "pairs.jsonl").write_text('{"second": "x", "first": "y"}\n')
     assert json_lines(run("predict", pairs, "--file", tmp_path / "pairs.jsonl", "--json").out)[0]["input"] == ["y", "x"]

@@ -422,7 +422,7 @@ def test_script_in_the_bundle_runs_by_itself_and_leaves_nothing(text_bundle: Bun
     (tmp_path / "texts.csv").write_text("id,review\n1,a trip\n2,the 🙂 station\n3,\n")
     filed = script(folder, "--file", tmp_path / "texts.csv", "--json", "--batch-size", 1)
     assert [answer["label"] for answer in json_lines(filed.stdout)] == [answer["label"] for answer in answers]
-    assert (filed.returncode, filed.stderr) == (2, "error: : the input is empty\n")
+    assert (filed.returncode, filed.stderr) == (2, "error: '': the input is empty\n")
     piped = script(folder, "-", stdin="a trip\nthe 🙂 station\n")
     assert [line.split()[0] for line in piped.stdout.splitlines()] == [answer["label"] for answer in answers]
     assert piped.stdout.splitlines()[0].endswith("  a trip")
