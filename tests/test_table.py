@@ -394,6 +394,24 @@ def test_lines_that_are_no_json_are_named(tmp_path):
     assert reasons[2] == "line 303: it has half a character (a lone surrogate)"
 
 
+def test_json_is_read_as_it_is_written_whatever_its_name_says(tmp_path):
+    lines = write_lines(tmp_path / "lines.json")
+    (tmp_path / "array.jsonl").write_text(json.dumps(ROWS, indent=1))
+    (tmp_path / "one.json").write_text(json.dumps(columns(), indent=1))
+    for path in (lines, tmp_path / "array.jsonl", tmp_path / "one.json"):
+        assert sources(load(path, {})) == TEXTS, path.name
+    (tmp_path / "prose.jsonl").write_text("hello\n")
+    fails(tmp_path / "prose.jsonl", match="has none: line 1: it is not JSON")
+
+
+@pytest.mark.parametrize(
+    ("start", "what"), [(b"PK\x03\x04\x14\x00", "an Excel workbook"), (b"\x89PNG\r\n", "an image"), (b"PAR1,", "Parquet")]
+)
+def test_other_files_named_csv_are_told(tmp_path, start, what):
+    (tmp_path / "a.csv").write_bytes(start + b"text,label\na,b\n")
+    fails(tmp_path / "a.csv", match=f"must be text, but is .*{what}", hint="CSV")
+
+
 def test_keys_that_come_late_are_columns(tmp_path):
     rows = [{"text": f"text {i}"} for i in range(1500)] + [{"text": f"more {i}", "label": "ab"[i % 2]} for i in range(10)]
     data = load(write_lines(tmp_path / "a.jsonl", rows), {})
@@ -506,6 +524,7 @@ def test_table_without_labels_or_texts_asks(tmp_path):
         ),
         ("text,text\na,b\n", "'text' occurs twice"),
         ("text,,label\na,b,c\n", "one of them is ''"),
+        (",\na,b\n", "it names none"),
         ("", "is empty"),
         ("text,label\n", "must have rows"),
     ],

@@ -17,7 +17,7 @@ from autoft.errors import DataError, first_line
 from autoft.tables.parsing import FAULT, LINE, examine, read_tables, schema_of
 from autoft.tables.sources import kind_of
 
-READER = 1  # of the files' reading; a new number makes every copy anew
+READER = 2  # of the files' reading; a new number makes every copy anew
 _TYPED = ("parquet", "arrow")
 
 

@@ -119,14 +119,32 @@ def examine(path: Path, kind: str) -> TextFormat:
             return TextFormat(kind, encoding, _header(path, encoding, dialect), dialect)
     if kind == "conll":
         return TextFormat(kind, encoding, (TOKENS, TAGS))
+    kind = _json_kind(path, encoding, kind)
     names: dict[str, None] = {}
+    reason = ""
     with open_text(path, encoding) as file:
-        for row, _, _ in _objects(file, kind, path):
+        for row, line, fault in _objects(file, kind, path):
             if row is not None:
                 names.update(dict.fromkeys(row))
+            reason = reason or (f": {'line' if kind == 'jsonl' else 'row'} {line}: {fault}" if fault else "")
     if not names:
-        raise DataError(f"a table must have rows with named values, but {path} has none", "look at the file")
+        raise DataError(f"a table must have rows with named values, but {path} has none{reason}", "look at the file")
     return TextFormat(kind, encoding, tuple(names))
+
+
+def _json_kind(path: Path, encoding: str, kind: str) -> str:
+    """Return how a JSON file is written, whatever its name says: as one value, or an object on each line."""
+    with open_text(path, encoding) as file:
+        head = file.read(1 << 12)
+        if head.lstrip().startswith("["):
+            return "json"
+        file.seek(0)
+        first = next((line for line in file if line.strip()), "") if kind == "json" else ""
+        more = any(line.strip() for line in file)
+    try:
+        return "jsonl" if kind == "json" and more and isinstance(_parse(first), dict) else kind
+    except (ValueError, RecursionError):  # an object over several lines, or no JSON: reading it says which
+        return kind
 
 
 def _header(path: Path, encoding: str, dialect: Dialect) -> tuple[str, ...]:
@@ -138,17 +156,19 @@ def _header(path: Path, encoding: str, dialect: Dialect) -> tuple[str, ...]:
                 f"the first line of {path} must name the columns, but cannot be read: {error}", "look at it"
             ) from error
     names = [name.strip() for name in first]
+    hint = "put a line before the first that names the columns, such as `text,label`"
     while len(names) > 1 and not names[-1]:
         names.pop()  # a delimiter at the line's end
     if names and not names[0]:
         names[0] = "row"  # pandas writes its row numbers so
+    if not any(names) or names == ["row"]:
+        raise DataError(f"the first line of {path} must name the columns, but it names none", hint)
     strange = next((name for name in names if not name or len(name) > 100 or "\n" in name or _is_number(name)), None)
-    hint = "put a line before the first that names the columns, such as `text,label`"
     if strange is not None:
         raise DataError(f"the first line of {path} must name the columns, but one of them is {strange[:60]!r}", hint)
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"the columns of {path} must have different names, but {twice!r} occurs twice", hint)
+        raise DataError(f"the columns of {path} must have different names, but {twice!r} occurs twice", "rename one")
     return tuple(names)
 
 
@@ -287,7 +307,7 @@ def _array(file: TextIO, text: str, path: Path) -> Iterator[Any]:
 def _not_json(path: Path, error: Exception) -> DataError:
     return DataError(
         f"{path} must be JSON, but is not: {first_line(error)}",
-        "mend it; a file with an object on each line must end in .jsonl",
+        "mend it",
     )
 
 

@@ -18,6 +18,17 @@ from autoft.errors import DataError
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 LARGEST_CELL = 1 << 26  # characters; beyond it a quote was surely left open
 _HEAD = 1 << 18
+_NO_TEXT = {
+    b"PK\x03\x04": "an Excel workbook or another ZIP archive",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"\x1f\x8b": "compressed by gzip",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "an SQLite database",
+    b"%PDF": "a PDF document",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+}
 _BLOCK = 1 << 23
 _ROWS = 200
 _MARKS = (
@@ -80,6 +91,12 @@ def find_encoding(path: Path) -> str:
             for mark, name in _MARKS:
                 if head.startswith(mark):
                     return name
+            for mark, what in _NO_TEXT.items():
+                if head.startswith(mark):
+                    raise DataError(
+                        f"{path} must be text, but is {what}",
+                        "name it by what it holds (such as .csv.gz or .parquet), or export it as CSV",
+                    )
             if head.count(0) > len(head) / 5:  # UTF-16 without a mark: every other byte of Latin text is zero
                 return "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
             decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
