@@ -126,7 +126,9 @@ def search(
             "--time-limit", help="Time in all, over resumes, such as 90s, 30m, 1h30m.  [default: the study's, or none]"
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs a trial.  [default: the study's, or 10]")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Epochs a trial.  [default: the study's, or 10; 4 for texts]")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Seed of everything random.  [default: the study's, or 0]")
     ] = None,

@@ -333,12 +333,13 @@ class _Driver:
     def _announce(self) -> None:
         done = self.trials.finished()
         limit = self.config.search.time_limit
-        budget = f"{self.config.search.trials} trials" + (f" or {limit:g} s" if limit else "")
+        trials, epochs = self.config.search.trials, self.base["epochs"]
+        budget = _many(trials, "trial") + (f" or {limit:g} s" if limit else "")
         text = f"resuming {self.folder.path}: {done} trials done of" if done else f"searching in {self.folder.path}:"
         self.listener(
             Event(
                 "search",
-                f"{text} {budget}, {self.base['epochs']} epochs each, batch size {self.base['batch_size']}, "
+                f"{text} {budget}, {_many(epochs, 'epoch')} each, batch size {self.base['batch_size']}, "
                 f"on {self.prepared.device} in {self.base['precision']}",
                 {
                     "run": str(self.folder.path),
@@ -444,6 +445,10 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
             for plugin in prepared.catalog.plugins
         ],
     }
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _number(value: float | None) -> str:

@@ -93,7 +93,7 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
         listener(
             Event(
                 "preflight",
-                f"{backbone.name}: {count / 1e6:.2f} million parameters in {len(model.stages)} stages and a head"
+                f"{backbone.public_name}: {count / 1e6:.2f} million parameters in {len(model.stages)} stages and a head"
                 + (f", input {size}" if size else "")
                 + f", weights {backbone.citation or backbone.weights}; builds{', exports' if export else ''}",
                 {
@@ -117,7 +117,9 @@ def _tell_cut(prepared: Prepared, worker: Worker, backbone: Backbone, listener: 
         return
     total = sum(map(len, prepared.samples.values()))
     if total >= MANY_TEXTS:
-        listener(Event("preflight", f"turning {total} texts into tokens for {backbone.name}", {"backbone": backbone.name}))
+        listener(
+            Event("preflight", f"turning {total} texts into tokens for {backbone.public_name}", {"backbone": backbone.name})
+        )
     cut = {split: worker.data(split, backbone).cut for split in prepared.samples}
     if not any(cut.values()):
         return
@@ -126,7 +128,7 @@ def _tell_cut(prepared: Prepared, worker: Worker, backbone: Backbone, listener: 
         Event(
             "warning",
             f"{sum(cut.values())} of {total} texts ({sum(cut.values()) / total:.1%}) are longer than {longest} tokens for "
-            f"{backbone.name} and are cut; `max_length` of the backbone decides",
+            f"{backbone.public_name} and are cut; `max_length` of the backbone decides",
             {"about": "cut", "backbone": backbone.name, "max_length": longest, "cut": cut},
         )
     )

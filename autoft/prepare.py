@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from autoft.catalog import Catalog
-from autoft.config import Known, Objection, PluginsConfig, StudyConfig, load_study, study_from_data
+from autoft.config import HUB, Known, Objection, PluginsConfig, StudyConfig, load_study, study_from_data
 from autoft.discovery import discover
 from autoft.errors import AutoftError, BackboneError, ConfigError, DataError, PluginError, Problem, first_line
 from autoft.events import Event, Listener
@@ -129,7 +129,7 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
         AutoftError: The first thing that makes the search impossible; wrong backbones are listed together.
     """
     device = _device(config)
-    listener(Event("data", f"reading {config.data.path}", {"path": str(config.data.path)}))
+    listener(Event("data", f"reading {_shown_path(config.data.path)}", {"path": str(config.data.path)}))
     raw, format_name = _read(config, catalog)
     head = _head(config, catalog, raw)
     splits = make_splits(
@@ -142,7 +142,7 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
     samples: dict[str, Sequence[Sample]] = {split: Subset(raw.samples, getattr(splits, split)) for split in SPLITS}
     wanted = [sample.target for sample in raw.samples]  # in one pass: a large table reads its texts in each
     by_split = {split: [wanted[index] for index in getattr(splits, split)] for split in SPLITS}
-    targets = head.describe(by_split["train"])
+    targets = _named(head.describe(by_split["train"]), head, raw)
     encoded: dict[str, Rows] = {split: head.encode(chosen, targets) for split, chosen in by_split.items()}
     metric = config.search.metric or head.default_metric(targets)
     _check_metric(config, head, Objective(head, targets, metric), encoded["validation"])
@@ -158,7 +158,7 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
         listener(
             Event(
                 "warning",
-                f"{len(raw.rejected)} unreadable samples were left out: {shown}",
+                f"{_unreadable(len(raw.rejected))} left out: {shown}",
                 {"about": "rejected", "rejected": [{"id": item.id, "reason": item.reason} for item in raw.rejected]},
             )
         )
@@ -176,6 +176,24 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
         device=device,
         memory=psutil.virtual_memory().available // 4 if memory == "auto" else int(memory),
     )
+
+
+def _shown_path(path: Path) -> str:
+    """Return a path as it was typed, also one on the hub, of whose two slashes pathlib makes one."""
+    return str(path).replace(HUB, f"{HUB}/", 1) if str(path).startswith(HUB) else str(path)
+
+
+def _named(targets: Targets, head: Head, raw: RawData) -> Targets:
+    """Name predicted numbers after the columns that they were read from."""
+    columns = raw.found.get("label")
+    names = (columns,) if isinstance(columns, str) else tuple(columns or ())
+    if head.answer != "values" or len(names) != len(targets.labels):
+        return targets
+    return replace(targets, labels=names)
+
+
+def _unreadable(count: int) -> str:
+    return "1 unreadable sample was" if count == 1 else f"{count} unreadable samples were"
 
 
 def _device(config: StudyConfig) -> torch.device:

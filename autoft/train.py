@@ -231,7 +231,7 @@ def fit(
         metrics = head.metrics(outputs, validation.targets, targets)
         report = EpochReport(epoch, train_loss, metrics, metrics[objective.metric], time.monotonic() - started)
         history.append(report)
-        if best is None or is_better(objective.direction, report.value, best.value):
+        if best is None or _surpasses(report, best, objective.direction):
             best = report
             best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         if checkpoint is not None:
@@ -373,9 +373,19 @@ def _to_channels_last(item: Tensor) -> Tensor:
 def _best(history: list[EpochReport], direction: Direction) -> EpochReport:
     best = history[0]
     for report in history[1:]:
-        if is_better(direction, report.value, best.value):
+        if _surpasses(report, best, direction):
             best = report
     return best
+
+
+def _surpasses(report: EpochReport, best: EpochReport, direction: Direction) -> bool:
+    """Return whether an epoch is better than the best so far; of equally good ones, that with the lower log-loss.
+
+    Small validation splits tie often, and the first epoch to get every answer right is the least sure of them.
+    """
+    if report.value == best.value:
+        return report.metrics.get("log_loss", 0.0) < best.metrics.get("log_loss", 0.0)
+    return is_better(direction, report.value, best.value)
 
 
 def _exhausted(history: list[EpochReport], best: EpochReport | None, patience: int | None) -> bool:

@@ -461,7 +461,7 @@ def test_one_unreadable_file_among_many_is_left_out_with_a_warning(run: Command,
     (here / "data" / "stripes-60" / "007.png").write_bytes(b"torn")
     result = run("search", "data", "-b", "toy/mlp", "--trials", 1, "--epochs", 1, "-q")
     assert (result.code, result.out) == (0, "runs/data/bundle\n")
-    assert "warning: 1 unreadable samples were left out: stripes-60/007.png: is not a" in result.err
+    assert "warning: 1 unreadable sample was left out: stripes-60/007.png: is not a" in result.err
 
 
 @pytest.mark.usefixtures("toys")

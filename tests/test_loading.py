@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_training import CONVNET, CPU, SAMPLES, encode, split
 
-from autoft.errors import DataError
 from autoft.batching import even_batches
+from autoft.errors import DataError
 from autoft.loading import FixedData
 from autoft.specs import Preprocessing, Sample
 from autoft.testing import toy

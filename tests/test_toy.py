@@ -208,7 +208,9 @@ def test_text_toy_keeps_to_the_length_that_is_asked_for_and_that_it_has() -> Non
         backbone("text", max_length=129)
 
 
-@pytest.mark.parametrize("make", [toy.toy_texts, partial(toy.toy_texts, pairs=True), toy.toy_tagged], ids=["texts", "pairs", "tagged"])
+@pytest.mark.parametrize(
+    "make", [toy.toy_texts, partial(toy.toy_texts, pairs=True), toy.toy_tagged], ids=["texts", "pairs", "tagged"]
+)
 def test_texts_depend_on_the_seed_alone_and_never_repeat(make: Callable[..., tuple[Sample, ...]]) -> None:
     first = make(seed=0)
     assert first == make(seed=0)

@@ -477,3 +477,13 @@ def test_epochs_seeds_differ_and_repeat() -> None:
         drawn.append(torch.rand(1).item())
     assert drawn[0] == drawn[3]
     assert len(set(drawn)) == 3
+
+
+@pytest.mark.parametrize(("log_loss", "best"), [([0.9, 0.5, 0.7], 2), ([0.5, 0.5, 0.5], 1), ([0.4, 0.5, 0.3], 3)])
+def test_of_equally_good_epochs_the_surest_is_kept(log_loss: list[float], best: int) -> None:
+    scores = iter(log_loss)
+    head = replace(HEAD, metrics=lambda *arguments: {"accuracy": 1.0, "log_loss": next(scores)})
+    model = build(head=head)
+    train, validation = split(TRAIN), split(VALIDATION)
+    result = fit(model, train, validation, objective("accuracy", head), config(epochs=3), device=CPU)
+    assert result.best.epoch == best

@@ -418,7 +418,7 @@ def test_cached_model_needs_no_network(offline: Path, tiny: Callable[[str], Path
 
 def test_suggestions_fit_the_limit() -> None:
     assert family.suggest("text", 25) == ["transformers/sentence-transformers/all-MiniLM-L6-v2"]
-    assert family.suggest("text", 200)[0] == "transformers/microsoft/deberta-v3-base"
+    assert family.suggest("text", 200)[0] == "transformers/answerdotai/ModernBERT-base"
     assert family.suggest("text", 1) == family.suggest("audio", 1000) == []
     (found,) = family.autoft_backbones()
     assert (found.name, found.modality) == ("transformers", None)

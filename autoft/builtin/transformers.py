@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # Name on the hub and size in millions of parameters; the best known trade first.
 TEXT_SUGGESTIONS: tuple[tuple[str, float], ...] = (
-    ("transformers/microsoft/deberta-v3-base", 184.0),
     ("transformers/answerdotai/ModernBERT-base", 149.0),
     ("transformers/sentence-transformers/all-MiniLM-L6-v2", 22.7),
 )
@@ -293,7 +292,7 @@ def _classes(name: str, content: dict[str, Any]) -> tuple[Any, Any]:
     if getattr(config, "is_encoder_decoder", False):
         raise BackboneError(
             f"a backbone must be an encoder or a decoder, but {name} ({kind}) is both",
-            "choose an encoder such as transformers/microsoft/deberta-v3-base",
+            "choose an encoder such as transformers/answerdotai/ModernBERT-base",
         )
     if type(config) not in auto.MODEL_MAPPING:
         raise BackboneError(f"transformers has no model without a head for {kind}", "choose another model")

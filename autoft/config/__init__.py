@@ -13,7 +13,7 @@ from pathlib import Path
 
 from autoft.config.check import Known, KnownSource, Objection, check
 from autoft.config.document import Document, read_file
-from autoft.config.options import expand, override, resolve_paths
+from autoft.config.options import HUB, expand, override, resolve_paths
 from autoft.config.schema import (
     ALL,
     BackboneConfig,
@@ -28,6 +28,7 @@ from autoft.config.schema import (
 
 __all__ = [
     "ALL",
+    "HUB",
     "BackboneConfig",
     "DataConfig",
     "ExportConfig",

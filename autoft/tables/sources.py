@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autoft.config import HUB
 from autoft.errors import DataError, first_line, nearest
 from autoft.files import natural_key
 from autoft.imagefiles import holds_class_folders, is_image
@@ -20,7 +21,6 @@ from autoft.splits import SPLIT_NAMES
 
 # Settings of a study's `data` section that tables take.
 OPTIONS = ("task", "text", "image", "label", "delimiter", "group", "split", "validation", "test", "subset")
-HUB = "hf:/"  # `hf://datasets/OWNER/NAME`; pathlib makes one slash of two
 KINDS = {
     ".csv": "csv",
     ".tsv": "csv",
