@@ -1,6 +1,6 @@
 #!/bin/sh
 # From a clean checkout to the answer: installs autoft, writes the sentences, fetches MiniLM, searches, compares.
-# Some 20 minutes on 2 cores; may be typed again at any time, and goes on where it was.
+# Some 40 minutes on 2 cores; may be typed again at any time, and goes on where it was.
 #
 #     sh studies/docstrings/run.sh
 set -eu
