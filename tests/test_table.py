@@ -499,6 +499,34 @@ def test_unknown_column_shows_the_nearest_and_all_columns(tmp_path):
     assert load(path, {"group": "author", "split": "part", "for_training": False}).samples  # of no use in scoring
 
 
+def test_column_named_as_one_of_texts_or_classes_is_taken_though_it_holds_numbers(tmp_path):
+    rows = [{"Class Index": i % 3, "text": str(i * 37 % 101)} for i in range(30)]
+    data = load(write_csv(tmp_path / "a.csv", rows), {})
+    assert data.found == {"text": "text", "label": "Class Index"}
+    counted = [{"text": f"text {i}", "class_id": i, "kind": "ab"[i % 2]} for i in range(30)]
+    assert load(write_csv(tmp_path / "b.csv", counted), {}).found["label"] == "kind"
+
+
+def test_paths_of_images_that_are_not_there_are_no_texts(tmp_path):
+    path = write_csv(tmp_path / "a.csv", [{"image": f"{i}.png", "label": "ab"[i % 2]} for i in range(8)])
+    assert "'0.png'" in fails(path, match="must be relative to the table", hint="--text image")
+    assert load(path, {"text": "image"}).modality == "text"
+
+
+def test_what_was_not_taken_is_told(tmp_path):
+    rows = many(20, split=lambda i: f"fold{i % 2}", user=lambda i: f"u{i % 5}")
+    rows[3]["label"] = "nan"
+    notes = load(write_csv(tmp_path / "a.csv", rows), {"group": "user"}).notes
+    assert "'split' is not read as splits: 'fold0' in it is no name of one" in notes
+    assert "'nan' is a class of its own in 'label'; empty cells leave rows out" in notes
+    assert any(note.endswith("rows with the same 'user' stay in one split") for note in notes)
+
+
+def test_table_of_which_no_row_can_be_read_says_why(tmp_path):
+    (tmp_path / "a.conll").write_text("EU\nrejects\n\nGerman\n")
+    fails(tmp_path / "a.conll", match="on line 1 there are 1 columns rather than 2")
+
+
 def test_unclear_texts_ask(tmp_path):
     rows = [{"left_side": f"some words {i}", "right_side": f"more words {i}", "label": "ab"[i % 2]} for i in range(20)]
     path = write_csv(tmp_path / "a.csv", rows)
@@ -510,6 +538,8 @@ def test_unclear_texts_ask(tmp_path):
 def test_table_without_labels_or_texts_asks(tmp_path):
     unlabelled = write_csv(tmp_path / "a.csv", [{"text": f"text {i}"} for i in range(5)])
     fails(unlabelled, match="must have a column of labels.*it has 'text'", hint="--label NAME")
+    empty = write_csv(tmp_path / "c.csv", [{"text": f"text {i}", "label": ""} for i in range(5)])
+    fails(empty, match="nothing is in 'label'")
     numbers = write_csv(tmp_path / "b.csv", [{"height": i * 1.5, "label": "ab"[i % 2]} for i in range(9)])
     fails(numbers, match="must have a column of texts or of images", hint="--text NAME")
 
@@ -587,6 +617,9 @@ def test_task_may_be_said(tmp_path):
     assert (data.task, data.samples[2].target) == ("regression", (2.0,))
     floats = write_csv(tmp_path / "b.csv", [{"text": f"text {i}", "score": i / 4} for i in range(20)])
     fails(floats, {"task": "text-classification"}, match="classes must be texts or whole numbers", hint="regression")
+    fails(
+        write_csv(tmp_path / "c.csv", many()), {"task": "regression"}, match="needs numbers.*'label' holds", hint="--label"
+    )
     fails(path, {"task": "multi-label"}, match="multi-label needs lists of labels", hint="data.delimiter")
 
 

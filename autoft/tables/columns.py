@@ -30,6 +30,7 @@ TAGS = ("ner_tags", "tags", "labels", "pos_tags", "label")
 SPLIT = "split"
 _FEW = 100  # classes that a column found by its content may have
 _ID = re.compile(r"(^|_|\b)(id|idx|index|uuid|guid|row)$|^unnamed", re.IGNORECASE)
+_LABEL = re.compile(r"(^|_)(label|class|category)(_|$)")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ def find_roles(profiles: Mapping[str, Profile], options: Mapping[str, Any], *, f
     return _Search(profiles, options, for_training, declared).roles()
 
 
+def _plain(name: str) -> str:
+    return name.lower().strip().replace(" ", "_").replace("-", "_")
+
+
 def as_names(value: Any) -> tuple[str, ...]:
     """Return an option's column or columns."""
     return () if value is None else (value,) if isinstance(value, str) else tuple(value)
@@ -91,7 +96,7 @@ class _Search:
         self.options = options
         self.for_training = for_training
         self.declared = declared
-        self.by_name = {name.lower().strip().replace(" ", "_").replace("-", "_"): name for name in reversed(list(profiles))}
+        self.by_name = {_plain(name): name for name in reversed(list(profiles))}
         self.notes: list[str] = []
         self.taken: set[str] = set()
 
@@ -150,12 +155,13 @@ class _Search:
 
     # --- found ---
 
-    def _free(self) -> list[Profile]:
+    def _there(self) -> list[Profile]:
         return [
-            seen
-            for name, seen in self.profiles.items()
-            if name not in self.taken and seen.kind not in ("empty", "other") and not _is_id(seen)
+            seen for name, seen in self.profiles.items() if name not in self.taken and seen.kind not in ("empty", "other")
         ]
+
+    def _free(self) -> list[Profile]:
+        return [seen for seen in self._there() if not _is_id(seen)]
 
     def _named(self, names: Sequence[str], kinds: Sequence[str]) -> str | None:
         for known in names:
@@ -168,8 +174,11 @@ class _Search:
         name = self.by_name.get(SPLIT)
         if name is None or name in self.taken:
             return None
-        values = self.profiles[name].values
-        return name if values and all(value.strip().lower() in SPLIT_NAMES for value in values) else None
+        values = self.profiles[name].values or set()
+        strange = sorted(value for value in values if value.strip().lower() not in SPLIT_NAMES)
+        if strange:
+            self.notes.append(f"{name!r} is not read as splits: {strange[0][:40]!r} in it is no name of one")
+        return name if values and not strange else None
 
     def _image(self) -> str | None:
         found = [seen.name for seen in self._free() if seen.kind == "image"]
@@ -218,9 +227,18 @@ class _Search:
         texts = [seen for seen in texts if seen.name.lower() not in LABELS]
         texts.sort(key=lambda seen: -seen.length)
         if not texts:
+            name = self._named(TEXTS, ("number",))
+            if name is not None:
+                return (name,)
             raise DataError(
-                f"a table must have a column of texts or of images, but none was found; it has {self._columns()}",
+                f"a table must have a column of texts or of images, but {self._none(TEXTS)}; it has {self._columns()}",
                 self._hint("text") + "; or `--set data.image=NAME`, where paths are relative to the table",
+            )
+        if texts[0].shows_paths:
+            raise DataError(
+                f"paths of images must be relative to the table, but there is no {texts[0].examples[0]!r} beside it "
+                f"(in the column {texts[0].name!r})",
+                f"move the table or mend the paths; `--text {texts[0].name}` takes them as texts",
             )
         close = [seen for seen in texts[1:] if seen.length * 2 > texts[0].length and seen.distinct * 2 > texts[0].distinct]
         if close:
@@ -234,8 +252,10 @@ class _Search:
         task = self.options.get("task")
         name = self._named(LABELS, ("text", "number", "list"))
         if name is None:
-            tail = [seen.name for seen in self._free() if re.search(r"(^|_)(label|class|category)(_|$)", seen.name.lower())]
-            name = tail[0] if len(tail) == 1 else None
+            named = [seen.name for seen in self._free() if _LABEL.search(_plain(seen.name))]
+            # the number of a class is an id, but of no row
+            named = named or [seen.name for seen in self._there() if _LABEL.search(_plain(seen.name)) and not _counts(seen)]
+            name = named[0] if len(named) == 1 else None
         if name is not None:
             return (name,)
         free = self._free()
@@ -249,7 +269,8 @@ class _Search:
             few = [seen for seen in few if seen.kind == "number"]
         if not few:
             raise DataError(
-                f"a table must have a column of labels, but none was found; it has {self._columns()}", self._hint("label")
+                f"a table must have a column of labels, but {self._none(LABELS)}; it has {self._columns()}",
+                self._hint("label"),
             )
         order = list(self.profiles)
         few.sort(key=lambda seen: order.index(seen.name))
@@ -261,6 +282,11 @@ class _Search:
         return (few[-1].name,)
 
     # --- messages ---
+
+    def _none(self, names: Sequence[str]) -> str:
+        """Say that no column was found, or which one would have been if anything were in it."""
+        name = self._named(names, ("empty",))
+        return "none was found" if name is None else f"nothing is in {name!r}"
 
     def _columns(self) -> str:
         listed = [repr(name) for name in self.profiles]
@@ -277,6 +303,9 @@ class _Search:
 
 def _is_id(seen: Profile) -> bool:
     """Return whether a column numbers or names the rows."""
-    if _ID.search(seen.name):
-        return True
+    return _ID.search(seen.name) is not None or _counts(seen)
+
+
+def _counts(seen: Profile) -> bool:
+    """Return whether a column counts the rows."""
     return seen.kind == "number" and seen.whole and seen.rising and seen.rows > 3 and seen.name.lower() not in LABELS

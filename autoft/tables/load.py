@@ -18,7 +18,7 @@ from autoft.imagefiles import verify_images
 from autoft.quarantine import check_rejected, common_options
 from autoft.specs import SPLITS, RawData, Rejected
 from autoft.splits import SPLIT_NAMES
-from autoft.tables.cells import is_missing, read_cells
+from autoft.tables.cells import MISSING, is_missing, read_cells
 from autoft.tables.columns import LABELS, TEXTS, Roles, as_names, find_roles
 from autoft.tables.lazy import Kept, TableSamples, row_name, sources_of
 from autoft.tables.parsing import FAULT
@@ -51,6 +51,9 @@ def load_table(path: Path, options: Mapping[str, Any]) -> RawData:
     _check_same_columns(stores, profiles, options)
     declared = any(source.split is not None for source in sources)
     _check_header(profiles, options, stores)
+    if all(seen.kind == "empty" for seen in profiles.values()):
+        faults = _faults(stores)
+        check_rejected(faults, sum(map(len, stores)), max_rejected, "rows", path)
     roles = find_roles(profiles, options, for_training=for_training, declared=declared)
     plan = plan_targets(roles, profiles, options)
     reader = _Reader(stores, roles, plan)
@@ -70,7 +73,7 @@ def load_table(path: Path, options: Mapping[str, Any]) -> RawData:
         fingerprint=_fingerprint(kept),
         typical_size=math.ceil(np.percentile(reader.sizes, 95)) if len(reader.sizes) else None,
         found=_found(roles, options),
-        notes=(*notes, *roles.notes, _choice(roles, plan), *reader.notes()),
+        notes=(*notes, *roles.notes, _choice(roles, plan, options), *_odd_labels(plan, roles, profiles), *reader.notes()),
     )
 
 
@@ -172,7 +175,7 @@ class _Reader:
             "image": () if self.roles.image is None else (self.roles.image,),
         }
         return [
-            f"{count} {'row was' if count == 1 else 'rows were'} left out: nothing is in {_names(columns[what])}"
+            f"{count} {'row was' if count == 1 else 'rows were'} left out: nothing is in {_names(columns[what], 'or')}"
             for what, count in sorted(self.left_out.items())
         ]
 
@@ -264,6 +267,18 @@ def _check(kept: Kept, plan: Plan, roles: Roles, path: Path, for_training: bool)
             raise DataError(f"numbers to learn must differ, but {columns} is always {first}", "name another by --label")
 
 
+def _faults(stores: Sequence[Store]) -> list[Rejected]:
+    """Return the rows that cannot be read."""
+    return [
+        Rejected(row_name(store, store.starts[number] + place), fault)
+        for store in stores
+        if FAULT in store.features
+        for number, batch in store.batches()
+        for place, fault in enumerate(batch.column(FAULT).to_pylist())
+        if fault is not None
+    ]
+
+
 def _fingerprint(kept: Kept) -> str:
     hashed = hashlib.blake2b(digest_size=16)
     for part in (kept.rows, kept.contents, kept.splits, kept.groups):
@@ -289,14 +304,22 @@ def _one_or_more(names: Sequence[str]) -> str | list[str]:
     return names[0] if len(names) == 1 else list(names)
 
 
-def _choice(roles: Roles, plan: Plan) -> str:
+def _odd_labels(plan: Plan, roles: Roles, profiles: Mapping[str, Profile]) -> list[str]:
+    values = profiles[roles.label[0]].values if plan.kind == "label" and profiles[roles.label[0]].kind == "text" else None
+    odd = sorted((values or set()) & MISSING)
+    return [f"{odd[0]!r} is a class of its own in {roles.label[0]!r}; empty cells leave rows out"] if odd else []
+
+
+def _choice(roles: Roles, plan: Plan, options: Mapping[str, Any]) -> str:
     source = f"the images in {roles.image!r}" if roles.image is not None else f"the texts in {_names(roles.text)}"
     split = f"; splits are in {roles.split!r}" if roles.split is not None else ""
-    return f"{source} and the labels in {_names(roles.label)} are read: {plan.reason}, so {plan.task}{split}"
+    group = f"; rows with the same {roles.group!r} stay in one split" if roles.group is not None else ""
+    task = options.get("task") or plan.task
+    return f"{source} and the labels in {_names(roles.label)} are read: {plan.reason}, so {task}{split}{group}"
 
 
-def _names(names: Sequence[str]) -> str:
-    return " and ".join(repr(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _names(names: Sequence[str], joined: str = "and") -> str:
+    return f" {joined} ".join(repr(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _how_read(stores: Sequence[Store]) -> list[str]:

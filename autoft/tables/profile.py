@@ -59,7 +59,14 @@ class Profile:
     @property
     def distinct(self) -> int:
         """How many values differ; one more than `KEPT` where there are more than that."""
-        return KEPT + 1 if self.values is None else len(self.values)
+        if self.values is None:
+            return KEPT + 1
+        return len(self.values - MISSING) if self.kind == "number" else len(self.values)
+
+    @property
+    def shows_paths(self) -> bool:
+        """Whether its cells look like paths of images."""
+        return sum(map(is_image, self.examples)) > len(self.examples) / 2
 
     @property
     def binary(self) -> bool:

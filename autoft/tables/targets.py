@@ -65,6 +65,11 @@ def plan_targets(roles: Roles, profiles: Mapping[str, Profile], options: Mapping
             "say what separates them: --set 'data.delimiter=;'; or name several columns of zeros and ones by --label",
         )
     if task in (REGRESSION, SIMILAR):
+        if all(as_number(example) is None for example in column.examples):
+            raise DataError(
+                f"{task} needs numbers, such as 3.5, but {column.name!r} holds {column.examples[:3]}",
+                "name the column of the numbers by --label",
+            )
         return Plan(task, "values", _number(column), "as asked for")
     if column.kind != "number":
         _check_labels(column, task)
