@@ -261,6 +261,14 @@ def evaluate(
         str | None,
         typer.Option("--split", help="all, train, validation or test.  [default: test where the data has one, else all]"),
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", metavar="COLUMN", help="Column of the texts; twice for pairs.  [default: the bundle's]"),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="COLUMN", help="Column of the labels; may be repeated.  [default: the bundle's]"),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples at once.", show_default=True)] = 32,
     as_json: AsJson = False,
     no_plugins: NoPlugins = False,
@@ -271,7 +279,9 @@ def evaluate(
 
     catalog = discover(enabled=not no_plugins)
     opened = deploy.open_bundle(bundle, catalog)
-    scores = deploy.evaluate(opened, data, catalog, split=split, batch_size=batch_size)
+    named = {"text": text, "label": label}
+    columns = {name: value[0] if len(value) == 1 else value for name, value in named.items() if value}
+    scores = deploy.evaluate(opened, data, catalog, split=split, batch_size=batch_size, columns=columns, on_note=_print_note)
     if as_json:
         print(json.dumps(scores))
     else:
@@ -485,6 +495,10 @@ def _print_result(result: SearchResult, brief: bool) -> None:
             ("next", f"autoft predict {result.bundle} INPUTS..."),
         ]
     )
+
+
+def _print_note(note: str) -> None:
+    print(note, file=sys.stderr)
 
 
 def _print_pairs(pairs: Iterable[tuple[str, object]]) -> None:

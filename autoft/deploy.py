@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -123,7 +123,14 @@ def line(bundle: OpenBundle, answer: Mapping[str, Any], *, as_json: bool) -> str
 
 
 def evaluate(
-    bundle: OpenBundle, data: Path, catalog: Catalog, *, split: str | None = None, batch_size: int = 32
+    bundle: OpenBundle,
+    data: Path,
+    catalog: Catalog,
+    *,
+    split: str | None = None,
+    batch_size: int = 32,
+    columns: Mapping[str, Any] | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Score a bundle on labelled data, from the raw inputs.
 
@@ -135,6 +142,8 @@ def evaluate(
         catalog: Provides the format.
         split: `train`, `validation`, `test` or `all`; None takes the test split where the data declares one, else all.
         batch_size: Samples at once.
+        columns: Options of the data that differ from those of the bundle's, such as `{"text": "review"}`.
+        on_note: Hears what people should know of the data, such as rows that were left out.
 
     Returns:
         `split`, `samples`, `rejected` and the head's metrics by name.
@@ -145,7 +154,9 @@ def evaluate(
     """
     if split not in (None, "all", *SPLITS):
         raise DataError(f"`--split` must be one of all, {', '.join(SPLITS)}, but got {split!r}")
-    raw = _load(bundle, data, catalog.detect_data(data))
+    raw = _load(bundle, data, catalog.detect_data(data), columns or {})
+    for note in raw.notes:
+        on_note(note)
     declared = {sample.split for sample in raw.samples}
     chosen = split or ("test" if "test" in declared else "all")
 
@@ -168,11 +179,14 @@ def evaluate(
     return {"split": chosen, "samples": len(wanted), "rejected": len(raw.rejected), **metrics}
 
 
-def _load(bundle: OpenBundle, data: Path, format: DataFormat) -> RawData:
-    """Read data with those of the bundle's options that its format takes."""
+def _load(bundle: OpenBundle, data: Path, format: DataFormat, columns: Mapping[str, Any]) -> RawData:
+    """Read data with those of the bundle's options that its format takes, and those given."""
+    for name in columns:
+        if name not in format.options:
+            raise DataError(f"`--{name}` is for tables, but {data} is read as {format.name}", "leave it out")
     recorded = {**bundle.contract.get("columns", {}), "task": bundle.contract["task"]}
     options = {name: value for name, value in recorded.items() if name in format.options and name not in OF_OTHER_DATA}
-    return format.load(data, {"max_rejected": 0.01, "for_training": False, **options})
+    return format.load(data, {"max_rejected": 0.01, "for_training": False, **options, **columns})
 
 
 def _targets(bundle: OpenBundle, wanted: Sequence[Any]) -> Targets:
