@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("table", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--text", default="text", help="the column (default: text)")
-    parser.add_argument("--texts", type=int, default=6400, help="how many (default: 6400)")
+    parser.add_argument("--texts", type=int, default=4000, help="how many (default: 4000)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=1, help="epochs timed for each; the fastest counts (default: 1)")
     parser.add_argument("--threads", type=int, default=2)
