@@ -376,7 +376,7 @@ class _Driver:
         text = f"trial {number} {state}"
         if value is not None:
             text += f": {self.objective.metric} {value:.4f}{', the best so far' if leads else ''}"
-        if why != "finished":
+        if why not in ("finished", state):
             text += f" ({why})"
         data = {"trial": number, "state": state, "value": value, "why": why, "best": leads, "seconds": round(seconds, 3)}
         self.listener(Event("trial_end", text, data))

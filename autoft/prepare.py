@@ -333,9 +333,9 @@ def _summary(raw: RawData, format_name: str, splits: Splits, targets: Targets, m
     how = ", stratified" if head.stratify is not None else ""
     made = f" (autoft made {' and '.join(splits.made)}{how})" if splits.made else ""
     nouns = {"label": "classes", "labels": "labels", "values": "numbers", "entities": "tags"}
-    what = (
-        f"in {len(targets.labels)} classes" if head.answer == "label" else f"with {len(targets.labels)} {nouns[head.answer]}"
-    )
+    count = len(targets.labels)
+    noun = nouns[head.answer] if count != 1 else nouns[head.answer].removesuffix("s")
+    what = f"{'in' if head.answer == 'label' else 'with'} {count} {noun}"
     return Event(
         "data",
         f"{format_name}: {len(raw.samples)} samples {what}: {counts['train']} train, "

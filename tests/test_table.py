@@ -524,7 +524,7 @@ def test_what_was_not_taken_is_told(tmp_path):
 
 def test_table_of_which_no_row_can_be_read_says_why(tmp_path):
     (tmp_path / "a.conll").write_text("EU\nrejects\n\nGerman\n")
-    fails(tmp_path / "a.conll", match="on line 1 there are 1 columns rather than 2")
+    fails(tmp_path / "a.conll", match="on line 1 there is 1 column rather than 2")
 
 
 def test_unclear_texts_ask(tmp_path):
@@ -645,6 +645,18 @@ def test_several_labels_by_delimiter_or_columns(tmp_path):
     data = load(write_csv(tmp_path / "b.csv", flags), {})
     assert (data.task, targets(data)[:2]) == ("multi-label", [("insult",), ("toxic",)])
     assert data.found["label"] == ["toxic", "insult"]
+
+
+def test_cells_that_look_like_several_labels_are_told(tmp_path):
+    def notes(labels):
+        rows = [{"text": f"text {i}", "label": labels[i % len(labels)]} for i in range(24)]
+        return [note for note in load(write_csv(tmp_path / "a.csv", rows), {}).notes if "look like several" in note]
+
+    assert notes(["late", "broken", "late|broken"]) == [
+        "classes such as 'late|broken' look like several labels; if so: --set 'data.delimiter=|'"
+    ]
+    assert len(notes(["a; b", "b; c", "a; c", "a; b; c"])) == 1
+    assert not notes(["arts, crafts", "food", "war; peace"])
 
 
 def test_several_numbers(tmp_path):

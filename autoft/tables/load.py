@@ -30,6 +30,7 @@ from autoft.tables.targets import Plan, TargetColumn, plan_targets
 
 IN_MEMORY = 32 << 20  # characters of texts that are held, rather than read again
 IN_MEMORY_ROWS = 100_000
+SEPARATORS = "|;,"  # that people write between several labels in a cell
 _UTF8 = ("utf-8", "utf-8-sig")
 
 
@@ -73,7 +74,13 @@ def load_table(path: Path, options: Mapping[str, Any]) -> RawData:
         fingerprint=_fingerprint(kept),
         typical_size=math.ceil(np.percentile(reader.sizes, 95)) if len(reader.sizes) else None,
         found=_found(roles, options),
-        notes=(*notes, *roles.notes, _choice(roles, plan, options), *_odd_labels(plan, roles, profiles), *reader.notes()),
+        notes=(
+            *notes,
+            *roles.notes,
+            _choice(roles, plan, options),
+            *_odd_labels(plan, profiles[roles.label[0]]),
+            *reader.notes(),
+        ),
     )
 
 
@@ -304,10 +311,21 @@ def _one_or_more(names: Sequence[str]) -> str | list[str]:
     return names[0] if len(names) == 1 else list(names)
 
 
-def _odd_labels(plan: Plan, roles: Roles, profiles: Mapping[str, Profile]) -> list[str]:
-    values = profiles[roles.label[0]].values if plan.kind == "label" and profiles[roles.label[0]].kind == "text" else None
-    odd = sorted((values or set()) & MISSING)
-    return [f"{odd[0]!r} is a class of its own in {roles.label[0]!r}; empty cells leave rows out"] if odd else []
+def _odd_labels(plan: Plan, column: Profile) -> list[str]:
+    """Tell of classes that may be meant otherwise: as nothing, or as several labels."""
+    values = (column.values or set()) if plan.kind == "label" and column.kind == "text" else set()
+    notes = [
+        f"{name!r} is a class of its own in {column.name!r}; empty cells leave rows out"
+        for name in sorted(values & MISSING)[:1]
+    ]
+    for mark in SEPARATORS:
+        joined = sorted(name for name in values if mark in name)
+        # the parts are labels elsewhere too, or come again in other cells
+        parts = [part.strip() for name in joined for part in name.split(mark)]
+        if joined and len(set(parts) | (values - set(joined))) < len(values):
+            notes.append(f"classes such as {joined[0]!r} look like several labels; if so: --set 'data.delimiter={mark}'")
+            break
+    return notes
 
 
 def _choice(roles: Roles, plan: Plan, options: Mapping[str, Any]) -> str:

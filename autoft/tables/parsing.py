@@ -350,10 +350,8 @@ def _conll(path: Path, found: TextFormat) -> Iterator[pa.Table]:
             begin = begin if words or fault else line
             width = width or len(fields)
             if len(fields) != width or width < 2 or not fields[0].strip() or not fields[-1].strip():
-                fault = (
-                    fault
-                    or f"on line {line} there are {len(fields)} columns rather than {max(2, width)}: {text.strip()[:60]!r}"
-                )
+                seen = "is 1 column" if len(fields) == 1 else f"are {len(fields)} columns"
+                fault = fault or f"on line {line} there {seen} rather than {max(2, width)}: {text.strip()[:60]!r}"
             words.append(fields[0].strip())
             tags.append(fields[-1].strip())
     close()
