@@ -187,7 +187,7 @@ def test_report_compares_with_the_training_mean() -> None:
     outputs, truth = guesses()
     report = REGRESSION.report(outputs, truth, TARGETS)
     assert [entry["label"] for entry in report["values"]] == ["value_1", "value_2"]
-    first = reference.r2_score(truth[:, 0].double(), outputs[:, 0].double())
+    first = reference.r2_score(truth[:, 0].double().numpy(), outputs[:, 0].double().numpy())
     assert report["values"][0]["r2"] == pytest.approx(first)
     assert report["baseline"]["r2"] == pytest.approx(0.0, abs=1e-6)
     assert report["baseline"]["mae"] > REGRESSION.metrics(outputs, truth, TARGETS)["mae"]
