@@ -38,3 +38,10 @@ def test_search_tags_words(architecture: str, tmp_path: Path) -> None:
     _, contract = run(data, write_tiny(tmp_path / "model", architecture), tmp_path / "run")
     assert contract["answer"] == "entities"
     assert contract["parity"]["max_output_difference"] < 1e-4
+
+
+def test_search_takes_images_with_a_vision_transformer(toy_images: Path, tmp_path: Path) -> None:
+    _, contract = run(toy_images, write_tiny(tmp_path / "model", "vit"), tmp_path / "run", "space={freeze_depth: all}")
+    assert contract["task"] == "image-classification"
+    assert contract["inputs"] == ["pixel_values"]
+    assert contract["parity"]["max_output_difference"] < 1e-4
