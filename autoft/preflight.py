@@ -124,11 +124,13 @@ def _tell_cut(prepared: Prepared, worker: Worker, backbone: Backbone, listener: 
     if not any(cut.values()):
         return
     longest = backbone.preprocessing.to_dict()["max_length"]
+    at_limit = longest == getattr(backbone.preprocessing, "limit", None)
+    why = "it takes no more" if at_limit else "`max_length` of the backbone decides"
     listener(
         Event(
             "warning",
             f"{sum(cut.values())} of {total} texts ({sum(cut.values()) / total:.1%}) are longer than {longest} tokens for "
-            f"{backbone.public_name} and are cut; `max_length` of the backbone decides",
+            f"{backbone.public_name} and are cut; {why}",
             {"about": "cut", "backbone": backbone.name, "max_length": longest, "cut": cut},
         )
     )

@@ -39,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     ("kind", "keys"),
     [
         ("label", {"label", "score"}),
-        ("labels", {"labels"}),
+        ("labels", {"labels", "scores"}),
         ("value", {"value"}),
         ("values", {"values"}),
         ("entities", {"entities"}),
@@ -54,7 +54,10 @@ def test_every_kind_of_bundle_answers_as_its_own_script(
     answers = json_lines(result.out)
     assert [set(answer) for answer in answers] == [{"input"} | keys] * 2
     own = deploy.open_bundle(folder, discover()).runner.predict(["a trip", "Ada, at the\nstation"])
-    assert answers == [{name: value for name, value in answer.items() if name != "scores"} for answer in own]
+    for answer, whole in zip(answers, own, strict=True):
+        scores = answer.pop("scores", {})
+        assert answer == {name: value for name, value in whole.items() if name != "scores"}
+        assert scores == {label: whole["scores"][label] for label in whole.get("labels", ())}
     plain = run("predict", folder, "a trip", "Ada, at the\nstation")
     assert plain.out.splitlines()[0].endswith("  a trip")
     assert plain.out.splitlines()[1].endswith("Ada, at the station"), "one line a text"

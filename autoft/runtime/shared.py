@@ -310,8 +310,11 @@ def plain_answer(answer: Mapping[str, Any], width: int = 0) -> str:
 
 
 def json_answer(answer: Mapping[str, Any]) -> str:
-    """Return an answer as one line of JSON, without the scores of all labels."""
-    return json.dumps({name: value for name, value in answer.items() if name != "scores"})
+    """Return an answer as one line of JSON, with the scores of the labels that it gives, but not of all."""
+    shown = {name: value for name, value in answer.items() if name != "scores"}
+    if "labels" in answer:
+        shown["scores"] = {label: answer["scores"][label] for label in answer["labels"]}
+    return json.dumps(shown)
 
 
 # --- golden vectors ---------------------------------------------------------------------------------
