@@ -401,6 +401,8 @@ def _too_few(
 ) -> DataError:
     few = [
         f"{name!r} ({len(units)} distinct of {int(sizes[units].sum())})"
+        if len(units)
+        else f"{name!r} (all of its samples are copies of other classes')"
         for name in sorted(small)
         for units in [strata.get(name, np.zeros(0, np.int64))]
     ]
@@ -413,7 +415,7 @@ def _too_few(
     return DataError(
         f"a class needs at least {1 + len(shares)} distinct samples to be divided into train and {' and '.join(shares)}, "
         f"but too few are in {_list(few)}",
-        hint="add samples of it, remove the class, or declare the splits yourself (train/, val/ and test/ folders)",
+        hint="add samples of it, remove the class, or declare the splits yourself",
     )
 
 

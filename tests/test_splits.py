@@ -334,3 +334,9 @@ def test_division_is_whole_and_never_tears_copies_apart(entries, validation_shar
     assert not contents[0] & contents[2]
     assert not contents[1] & contents[2]
     assert all(parts)
+
+
+def test_class_whose_samples_all_stand_under_another_label_too_is_told() -> None:
+    samples = [Sample(f"{label}{number}", "x", label, f"content {number}") for label in "ab" for number in range(9)]
+    with pytest.raises(DataError, match=r"'b' \(all of its samples are copies of other classes'\)"):
+        make_splits(samples, validation_share=0.2, test_share=0.2, seed=0)
