@@ -27,7 +27,9 @@ from autoft.specs import IGNORED
 
 LONGEST = 512  # tokens, unless a study asks for more: the cost of attention grows with the square
 COVERED = 0.995  # share of the samples that a chosen length leaves uncut
-SHORTEST = 16
+SHORTEST = (
+    128  # costs nothing where texts are shorter, as batches are only as long as their texts; and later ones may be longer
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class TextPreprocessing:
     def fit(self, sources: Sequence[script.TextSource]) -> TextPreprocessing:
         """Choose `max_length` by the length of some training samples, unless it is set, and see whether there are pairs.
 
-        The length leaves 99.5 % of them whole, is a multiple of 8 and at least 16, and at most 512 or what the model takes.
+        The length leaves 99.5 % of them whole, is a multiple of 8 and at least 128, and at most 512 or what the model takes.
         """
         pairs = any(isinstance(source, tuple) for source in sources) and "token_type_ids" in self.names
         if self.max_length is not None or not sources:

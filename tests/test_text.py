@@ -96,8 +96,8 @@ def test_an_empty_text_without_special_tokens_still_has_a_row() -> None:
 
 @pytest.mark.parametrize(
     ("lengths", "limit", "chosen"),
-    [([3] * 100, 64, 16), ([40] * 100, 64, 48), ([40] * 100, 44, 44), ([100] * 100, None, 104), ([900] * 9, None, 512)],
-    ids=["at least 16", "a multiple of 8", "the model's limit", "no limit", "at most 512"],
+    [([3] * 100, 512, 128), ([140] * 100, 512, 144), ([40] * 100, 44, 44), ([300] * 100, None, 304), ([900] * 9, None, 512)],
+    ids=["at least 128", "a multiple of 8", "the model's limit", "no limit", "at most 512"],
 )
 def test_length_is_chosen_by_the_data_and_the_model(lengths: list[int], limit: int | None, chosen: int) -> None:
     sources = [" ".join("a" * length) for length in lengths]
@@ -105,9 +105,9 @@ def test_length_is_chosen_by_the_data_and_the_model(lengths: list[int], limit: i
 
 
 def test_a_few_very_long_texts_do_not_set_the_length() -> None:
-    sources = ["a " * 20] * 999 + ["a " * 60]
-    fitted = PLAIN.fit(sources)
-    assert fitted.max_length == 24
+    sources = ["a " * 200] * 999 + ["a " * 400]
+    fitted = dataclasses.replace(PLAIN, limit=None).fit(sources)
+    assert fitted.max_length == 208
     assert fitted.decode_many(sources)[1].sum() == 1
 
 
