@@ -653,3 +653,16 @@ def test_data_may_move(finished: Any, toy_images: Path, tmp_path: Path) -> None:
     write_toy_images(tmp_path / "elsewhere" / "stripes", per_class=13)
     with pytest.raises(RunError, match=r"belongs to another study: data\.fingerprint is"):
         run_search(tmp_path / "elsewhere" / "stripes", run)
+
+
+def test_sharded_weights_count_by_the_content_of_every_shard(tmp_path: Path) -> None:
+    from autoft.driver import _weights_identity
+
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "one.safetensors", "b": "two.safetensors", "c": "one.safetensors"}}')
+    (tmp_path / "one.safetensors").write_bytes(b"1")
+    found = set()
+    for content in (b"2", b"3"):
+        (tmp_path / "two.safetensors").write_bytes(content)
+        found.add(_weights_identity(str(index)))
+    assert len(found) == 2

@@ -16,6 +16,7 @@ from autoft.errors import BackboneError, ExportError, RunError
 from autoft.preflight import Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
 from autoft.specs import Backbone, Stage
+from autoft.testing.toy import write_toy_csv
 from autoft.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -130,3 +131,21 @@ def test_disk_must_hold_what_the_search_writes(ready: Prepared, tmp_path: Path, 
     assert "-o" in str(caught.value.hint)
     needed = 70_000_000
     assert check(ready, tmp_path)
+
+
+@pytest.mark.parametrize(("longest", "why"), [(12, "`max_length` of the backbone decides"), (128, "it takes no more")])
+def test_texts_that_are_cut_are_counted_and_told(longest: int, why: str, tmp_path: Path) -> None:
+    table = write_toy_csv(tmp_path / "texts.csv", per_class=8)
+    with table.open("a") as file:
+        file.write(f"{'soup bread ' * 300},food\n")
+    config, catalog = load_config(table, [f"backbones=[{{name: toy/text, max_length: {longest}}}]"])
+    heard = Heard()
+    check(prepare(config, catalog, heard), tmp_path, heard=heard)
+    (told,) = [event for event in heard.of("warning") if event["about"] == "cut"]
+    assert told["max_length"] == longest
+    assert 1 <= sum(told["cut"].values()) <= 25
+    assert (sum(told["cut"].values()) == 1) == (longest == 128)
+    assert any(
+        f"are longer than {longest} tokens for toy/text and are cut; {why}" in text
+        for text in (event.text for event in heard.events)
+    )

@@ -151,3 +151,8 @@ def test_any_picture_becomes_the_same_kind_of_input(tmp_path: Path) -> None:
     preprocessing = found.backbones[0].preprocessing
     for sample in (sample for samples in found.samples.values() for sample in samples):
         assert preprocessing.decode(sample.source, augmented=False).shape == (3, 16, 16)
+
+
+def test_setting_of_tables_is_refused_for_a_folder_of_images(toy_images: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.text: is not a setting of image-folder data .*\(hint: remove it"):
+        prepared(toy_images, "data.text=review")
