@@ -23,7 +23,7 @@ from autoft.specs import Backbone, Sample
 from autoft.train import EpochReport, Interrupted, NonFiniteError, Objective, TrainConfig, fit
 
 FailureKind = Literal["oom", "nan", "data", "infra", "disk", "bug"]
-State = Literal["complete", "pruned", "interrupted", "failed"]
+State = Literal["complete", "pruned", "paused", "interrupted", "failed"]
 
 _Value = TypeVar("_Value")
 
@@ -34,6 +34,10 @@ CHECKPOINT = "checkpoint"
 
 class StopTrial(Exception):  # noqa: N818 - a request, not an error
     """Raised by `on_epoch` to end a trial after an epoch; carries why, such as `pruned` or `time limit`."""
+
+
+class PauseTrial(Exception):  # noqa: N818 - a request, not an error
+    """Raised by `on_epoch` to leave a trial after an epoch with its checkpoint, so that it may go on later."""
 
 
 class _CallerError(Exception):
@@ -83,7 +87,8 @@ class Outcome:
     """How a trial ended.
 
     Attributes:
-        state: `complete`; `pruned` (stopped early, its best epoch kept); `interrupted` (to be continued); `failed`.
+        state: `complete`; `pruned` (stopped early, its best epoch kept); `paused` (left with its checkpoint, to be continued
+            or settled); `interrupted` (stopped between two epochs, to be continued); `failed`.
         best: The best epoch, or None where there was none.
         epochs: Epochs trained.
         seconds: Wall time of this run of it.
@@ -235,28 +240,47 @@ class Worker:
             return self._keep(job.folder, "complete", result.stopped, started, micro)
         except StopTrial as request:
             return self._keep(job.folder, "pruned", str(request), started, micro)
+        except PauseTrial:
+            described = load_tensors(job.folder / CHECKPOINT / "last.safetensors")[1]
+            best = _best_of(described)
+            seconds = time.monotonic() - started
+            return Outcome("paused", best, len(described["history"]), seconds, "paused", micro_batch=micro)
         except Interrupted:
             done = _checkpoint_history(job.folder)
             return Outcome("interrupted", None, len(done), time.monotonic() - started, "interrupted")
 
     def _keep(self, folder: Path, state: State, stopped: str, started: float, micro: int | None) -> Outcome:
-        """Keep the best weights and the result, then drop the checkpoint: in this order, so that a kill loses nothing."""
-        _, described = load_tensors(folder / CHECKPOINT / "last.safetensors")
-        best_file = folder / CHECKPOINT / described["best"]
-        copy_atomically(best_file, folder / WEIGHTS)
-        epoch = int(best_file.stem.removeprefix("best-"))
-        best = EpochReport(**described["history"][epoch - 1])
-        outcome = Outcome(state, best, len(described["history"]), time.monotonic() - started, stopped, micro_batch=micro)
-        write_json(folder / RESULT, {**asdict(outcome), "history": described["history"]})
-        shutil.rmtree(folder / CHECKPOINT)
-        return outcome
+        return settle(folder, state, stopped, seconds=time.monotonic() - started, micro_batch=micro)
+
+
+def settle(folder: Path, state: State, stopped: str, *, seconds: float, micro_batch: int | None = None) -> Outcome:
+    """End a trial that will not go on: keep its best weights and its result, and drop its checkpoint.
+
+    In this order, so that a kill loses nothing; done already, it returns what was kept.
+    """
+    finished = load_outcome(folder)
+    if finished is not None:
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        return finished
+    _, described = load_tensors(folder / CHECKPOINT / "last.safetensors")
+    copy_atomically(folder / CHECKPOINT / described["best"], folder / WEIGHTS)
+    outcome = Outcome(state, _best_of(described), len(described["history"]), seconds, stopped, micro_batch=micro_batch)
+    write_json(folder / RESULT, {**asdict(outcome), "history": described["history"]})
+    shutil.rmtree(folder / CHECKPOINT)
+    return outcome
+
+
+def _best_of(described: Mapping[str, Any]) -> EpochReport:
+    """Return the best epoch's report of a checkpoint's description."""
+    epoch = int(Path(described["best"]).stem.removeprefix("best-"))
+    return EpochReport(**described["history"][epoch - 1])
 
 
 def _call(function: Callable[[], _Value]) -> _Value:
     """Call a function of the caller's; what it raises must not be taken for the training's."""
     try:
         return function()
-    except StopTrial:
+    except (StopTrial, PauseTrial):
         raise
     except Exception as error:  # noqa: BLE001 - passed on, unchanged, by `run`
         raise _CallerError(error) from None  # no `from error`: raised again, the two would name each other as cause

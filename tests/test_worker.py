@@ -33,7 +33,7 @@ from autoft.files import load_tensors
 from autoft.specs import Backbone, Head
 from autoft.testing import toy
 from autoft.train import EpochReport, NonFiniteError
-from autoft.worker import Job, StopTrial, Worker, classify, load_outcome
+from autoft.worker import WEIGHTS, Job, PauseTrial, StopTrial, Worker, classify, load_outcome, settle
 
 
 def make(head: Head = HEAD) -> Worker:
@@ -334,3 +334,33 @@ def test_torn_result_is_an_error_that_names_the_file(content: str, tmp_path: Pat
 
 def test_folder_without_a_result_has_no_outcome(tmp_path: Path) -> None:
     assert load_outcome(tmp_path) is None
+
+
+def test_a_paused_trial_goes_on_from_its_checkpoint_as_if_it_had_never_paused(tmp_path: Path) -> None:
+    def pause(report: EpochReport) -> None:
+        if report.epoch == 2:
+            raise PauseTrial
+
+    whole = make().run(job(tmp_path / "whole"))
+    paused = make().run(job(tmp_path / "paused"), on_epoch=pause)
+    assert (paused.state, paused.epochs) == ("paused", 2)
+    assert (tmp_path / "paused" / "trial" / "checkpoint").exists()
+    continued = make().run(job(tmp_path / "paused"))
+    assert continued.best is not None
+    assert whole.best is not None
+    assert replace(continued.best, seconds=0) == replace(whole.best, seconds=0)
+    one, other = (load_tensors(tmp_path / name / "trial" / WEIGHTS)[0] for name in ("whole", "paused"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_paused_trial_that_will_not_go_on_keeps_its_best_epoch(tmp_path: Path) -> None:
+    def pause(report: EpochReport) -> None:
+        raise PauseTrial
+
+    folder = tmp_path / "trial"
+    paused = make().run(job(tmp_path), on_epoch=pause)
+    settled = settle(folder, "pruned", "not promoted", seconds=1.5)
+    assert (settled.state, settled.stopped, settled.best) == ("pruned", "not promoted", paused.best)
+    assert (folder / WEIGHTS).exists()
+    assert not (folder / "checkpoint").exists()
+    assert settle(folder, "pruned", "again", seconds=9.0) == settled
