@@ -132,6 +132,10 @@ def search(
     seed: Annotated[
         int | None, typer.Option("--seed", help="Seed of everything random.  [default: the study's, or 0]")
     ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", help="Seeds to confirm the best over; 1: no confirmation.  [default: the study's, or 3]"),
+    ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: the study's, or auto]")
     ] = None,
@@ -169,6 +173,7 @@ def search(
             "search.trials": trials,
             "search.time_limit": time_limit,
             "search.seed": seed,
+            "search.seeds": seeds,
             "trainer.epochs": epochs,
             "trainer.device": device,
         },

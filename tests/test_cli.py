@@ -741,7 +741,7 @@ def test_help_lists_every_option_with_its_default(
 def test_help_of_search_names_every_option_of_the_design(run: Command) -> None:
     shown = run("search", "-h").out
     for option in (
-        "--output", "-o", "--backbone", "--weights", "--metric", "--trials", "--time-limit", "--epochs", "--seed",
+        "--output", "-o", "--backbone", "--weights", "--metric", "--trials", "--time-limit", "--epochs", "--seed", "--seeds",
         "--device", "--set", "--no-plugins", "--strict-plugins", "--quiet", "--json",
     ):  # fmt: skip
         assert option in shown

@@ -106,7 +106,8 @@ space:
   freeze_depth: {low: 0, high: all}
   dropout: {choices: [0.0, 0.1]}
   weight_decay: 1e-2
-search: {trials: 40, time_limit: 1h30m, metric: f1_macro, seed: 3, prune: off}
+search: {trials: 40, time_limit: 1h30m, metric: f1_macro, seed: 3, prune: off, probe: off, reuse: off, seeds: 5,
+         confirm: 2, soup: off}
 trainer: {epochs: 20, batch_size: 32, precision: bf16, optimizer: sgd, momentum: 0, augmentation: none, patience: 3,
           warmup: 0, gradient_clip: null, device: "cuda:1", memory: 4GB}
 export: {max_metric_drop: 0, max_output_difference: 1e-4}
@@ -126,7 +127,18 @@ export: {max_metric_drop: 0, max_output_difference: 1e-4}
         "dropout": Choice((0.0, 0.1)),
         "weight_decay": 0.01,
     }
-    assert config.search == SearchConfig(trials=40, time_limit=5400.0, metric="f1_macro", seed=3, prune=False)
+    assert config.search == SearchConfig(
+        trials=40,
+        time_limit=5400.0,
+        metric="f1_macro",
+        seed=3,
+        prune=False,
+        probe=False,
+        reuse=False,
+        seeds=5,
+        confirm=2,
+        soup=False,
+    )
     assert config.trainer.memory == 4_000_000_000
     assert config.trainer.gradient_clip is None
     assert config.trainer.device == "cuda:1"
@@ -373,6 +385,12 @@ def test_plugins_section_is_given_to_whoever_finds_out_what_is_known(folder: Pat
         ("search: {seed: 4294967296}", "search.seed: must be at most 4294967295, but got 4294967296"),
         ("search: {prune: maybe}", "search.prune: must be true or false, but got 'maybe'"),
         ("search: {prune: 1}", "search.prune: must be true or false, but got 1"),
+        ("search: {probe: 1}", "search.probe: must be true or false, but got 1"),
+        ("search: {reuse: auto}", "search.reuse: must be true or false, but got 'auto'"),
+        ("search: {soup: 2}", "search.soup: must be true or false, but got 2"),
+        ("search: {seeds: 0}", "search.seeds: must be at least 1, but got 0"),
+        ("search: {seeds: 1.5}", "search.seeds: must be a whole number, but got 1.5"),
+        ("search: {confirm: 0}", "search.confirm: must be at least 1, but got 0"),
         ("search: 5", "search: must be a mapping of settings, but got 5"),
         ("search: {metric: 1}", "search.metric: must be text, but got 1 (hint: put it in quotes)"),
         ("task: ''", "task: must not be empty, but got ''"),
@@ -765,7 +783,8 @@ def test_identity_is_plain_json_and_leaves_the_budget_out(folder: Path) -> None:
     assert json.loads(json.dumps(identity, allow_nan=False)) == identity
     assert identity["space"] == {"freeze_depth": {"low": 0, "high": "all", "log": False}}
     assert load_study(study, ["search.trials=50", "search.time_limit=1h"]).identity() == identity
-    for other in ("search.seed=1", "trainer.epochs=3", "space.dropout=0.5", "name=x", "data.split_seed=1"):
+    decided = ("search.seeds=1", "search.confirm=1", "search.probe=false", "search.reuse=false", "search.soup=false")
+    for other in (*decided, "search.seed=1", "trainer.epochs=3", "space.dropout=0.5", "name=x", "data.split_seed=1"):
         assert load_study(study, [other]).identity() != identity, other
 
 

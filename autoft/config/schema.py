@@ -219,6 +219,11 @@ class SearchConfig(Section):
         metric: The metric to optimize, or None for the task's own choice.
         seed: Decides the sampler and the training of every trial.
         prune: Whether trials that fall behind are stopped early.
+        probe: Whether linear and nearest-neighbour probes of the candidate backbones come first.
+        reuse: Whether outputs of frozen stages are computed once and kept, where that changes nothing.
+        seeds: Seeds over which the best trials and the preset are confirmed; 1 for no confirmation.
+        confirm: How many of the best trials are confirmed, beside the preset.
+        soup: Whether averages of trained weights are tried where they fit together; one is taken only if it scores better.
     """
 
     trials: Annotated[Whole, Field(ge=1)] = 20
@@ -226,6 +231,11 @@ class SearchConfig(Section):
     metric: Text | None = None
     seed: Seed = 0
     prune: Flag = True
+    probe: Flag = True
+    reuse: Flag = True
+    seeds: Annotated[Whole, Field(ge=1)] = 3
+    confirm: Annotated[Whole, Field(ge=1)] = 3
+    soup: Flag = True
 
 
 class TrainerConfig(Section):
