@@ -36,11 +36,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "hf_models",
     ),
     ("model", "regularize", "tokens", "loading"),
-    ("train", "space"),
+    ("train", "space", "prefix"),
     ("worker",),
     (
         "driver",
         "trials",
+        "promotion",
         "finish",
         "prepare",
         "preflight",
