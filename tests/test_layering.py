@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "hf_files",
         "hf_models",
     ),
-    ("model", "regularize", "tokens", "loading"),
+    ("confirm", "soup", "model", "regularize", "tokens", "loading"),
     ("train", "space", "prefix"),
     ("worker",),
     (
