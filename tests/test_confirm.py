@@ -158,6 +158,17 @@ def test_winner_is_never_worse_than_the_preset(contenders: list[Contender]) -> N
             assert judge([contenders[0], other], "maximize").winner == 0
 
 
+@pytest.mark.parametrize(("shift", "low", "high"), [(0.0, 0.15, 0.25), (-1.0, 0.0, 0.04), (1.0, 0.55, 0.67)])
+def test_rule_is_as_strict_as_its_documentation_says(shift: float, low: float, high: float) -> None:
+    rng = random.Random(0)
+    replaced = 0
+    for _ in range(2000):
+        preset = Contender(0, True, tuple(rng.gauss(0, 1) for _ in range(3)))
+        other = trial(1, *(rng.gauss(shift, 1) for _ in range(3)))
+        replaced += judge([preset, other], "maximize").winner
+    assert low < replaced / 2000 < high
+
+
 # --- what to train ------------------------------------------------------------------------------------
 
 
