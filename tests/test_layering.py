@@ -40,6 +40,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("worker",),
     (
         "driver",
+        "engine",
+        "worker_process",
         "trials",
         "promotion",
         "finish",

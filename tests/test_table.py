@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,9 @@ from PIL import Image
 from autoft.builtin import image_folder, table
 from autoft.builtin.table import autoft_data, load
 from autoft.errors import DataError
-from autoft.splits import make_splits
+from autoft.splits import Subset, make_splits
 from autoft.tables import conversion
+from autoft.tables.lazy import TableSamples
 
 ROWS = [
     {"text": "a fine, long film", "label": "good"},
@@ -425,6 +427,21 @@ def test_large_array_of_json_is_read_in_pieces(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(rows))
     assert sources(load(path, {})) == [row["text"] for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["csv", "saved"])
+def test_samples_on_the_disk_go_to_another_process_by_their_files(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("autoft.tables.load.IN_MEMORY_ROWS", 0)
+    rows = [{"text": "a long text " * 40 + str(i), "label": "ab"[i % 2]} for i in range(3000)]
+    if kind == "saved":
+        datasets.Dataset.from_dict(columns(rows)).save_to_disk(str(tmp_path / "saved"))
+    path = tmp_path / "saved" if kind == "saved" else write_csv(tmp_path / "a.csv", rows)
+    samples = load(path, {}).samples
+    assert isinstance(samples, TableSamples)
+    assert samples[5].source == rows[5]["text"]  # something is in the cache, and is left behind
+    sent = pickle.dumps(Subset(samples, [7, 2999]))
+    assert len(sent) < 60 * len(rows), "some bytes a row, and no texts"
+    assert list(pickle.loads(sent)) == [samples[7], samples[2999]]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

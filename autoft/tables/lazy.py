@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -90,6 +91,9 @@ class TableSamples(Sequence[Sample]):
     """
 
     def __init__(self, stores: Sequence[Store], roles: Roles, kept: Kept) -> None:
+        self._set(stores, roles, kept)
+
+    def _set(self, stores: Sequence[Store], roles: Roles, kept: Kept) -> None:
         self._stores = stores
         self._roles = roles
         self._kept = kept
@@ -144,7 +148,18 @@ class TableSamples(Sequence[Sample]):
         return found[row - store.starts[number]]
 
     def __getstate__(self) -> Mapping[str, Any]:
-        raise TypeError("the samples of a table are read from the disk, and are not to be copied to another process")
+        """Give another process what finds the rows on the disk; it makes a cache and a lock of its own."""
+        return {"stores": [_without_dataset(store) for store in self._stores], "roles": self._roles, "kept": self._kept}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self._set(state["stores"], state["roles"], state["kept"])
+
+
+def _without_dataset(store: Store) -> Store:
+    """Return a store without the data set that it was opened from: rows are read from its files."""
+    light = copy.copy(store)
+    light.source = replace(store.source, dataset=None)
+    return light
 
 
 def row_name(store: Store, row: int) -> str:

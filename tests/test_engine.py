@@ -1,0 +1,389 @@
+"""Workers in processes train as in this one, end when they should, and lose nothing when they are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from commands import ONE_THREAD
+from toy_training import TRAIN, VALIDATION, assert_equal_tensors, config
+
+from autoft.catalog import Catalog
+from autoft.discovery import discover
+from autoft.engine import (
+    BackboneSetup,
+    Died,
+    Ended,
+    Epoch,
+    LocalEngine,
+    Message,
+    ProcessEngine,
+    Ready,
+    Setup,
+    Task,
+    equip,
+    run_task,
+)
+from autoft.errors import PluginError
+from autoft.files import load_tensors
+from autoft.specs import BackboneRequest
+from autoft.testing import toy
+from autoft.train import TrainConfig
+from autoft.worker import WEIGHTS, Outcome, StopTrial
+
+SECONDS = 60  # that a process may take to answer, on a busy machine
+KNOBS = {"dropout": 0.1, "bias": "yes"}
+LONG = 5000  # epochs that nothing here waits for
+
+
+def make_setup(**changes: Any) -> Setup:
+    head = toy.autoft_heads()[0]
+    targets = head.describe([sample.target for sample in TRAIN])
+
+    def rows(samples: Sequence[Any]) -> Any:
+        return head.encode([sample.target for sample in samples], targets)
+
+    backbones = tuple(
+        BackboneSetup(
+            f"toy/{model}", "none", None, None, "pooled", None, toy.resolve(BackboneRequest(model, "none")).preprocessing
+        )
+        for model in ("convnet", "mlp")
+    )
+    splits = {"train": (TRAIN, rows(TRAIN)), "validation": (VALIDATION, rows(VALIDATION)), "test": ((), rows(()))}
+    setup = Setup(backbones, head.name, targets, "loss", splits, "cpu", 1 << 28)
+    return replace(setup, **changes)
+
+
+def task(
+    folder: Path, number: int = 0, backbone: int = 0, epochs: int = 2, augmentation: str = "light", **rest: Any
+) -> Task:
+    settings = config(epochs=epochs, seed=number, knobs=KNOBS)
+    return Task(number, backbone, settings, augmentation, str(folder / f"trial-{number}"), **rest)
+
+
+@dataclass
+class Heard:
+    """An engine and all that it told."""
+
+    engine: ProcessEngine
+    messages: list[Message]
+
+    def until(self, done: Callable[[Message], bool]) -> list[Message]:
+        """Poll until a message is as wanted; return those since."""
+        began, heard = time.monotonic(), list[Message]()
+        while not any(done(message) for message in heard):
+            assert time.monotonic() - began < SECONDS, f"only these came: {heard}"
+            heard += self.engine.poll(1)
+        self.messages += heard
+        return heard
+
+    def outcome(self, number: int) -> Outcome:
+        """Poll until a trial has ended."""
+        heard = self.until(lambda message: isinstance(message, Ended) and message.number == number)
+        (outcome,) = (message.outcome for message in heard if isinstance(message, Ended) and message.number == number)
+        return outcome
+
+    def death(self) -> Died:
+        """Poll until a worker has died."""
+        (died,) = (message for message in self.until(lambda message: isinstance(message, Died)) if isinstance(message, Died))
+        return died
+
+
+@pytest.fixture(scope="module")
+def toy_path(toy_site: Path) -> Iterator[None]:
+    """The toys are found through `sys.path` alone, which the processes must be told."""
+    sys.path.insert(0, str(toy_site))
+    yield
+    sys.path.remove(str(toy_site))
+
+
+@pytest.fixture(scope="module")
+def two(toy_path: None) -> Iterator[Heard]:
+    """Two workers for all tests that leave them as they were."""
+    heard = Heard(ProcessEngine(), [])
+    heard.engine.start(make_setup(), 2)
+    waiting = {0, 1}
+
+    def ready(message: Message) -> bool:
+        assert isinstance(message, Ready), message
+        waiting.discard(message.worker)
+        return not waiting
+
+    heard.until(ready)
+    yield heard
+    heard.engine.stop(gracefully=False)
+
+
+def alone(wanted: Task, folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that a task gives in this process."""
+    here = replace(wanted, folder=str(folder / "alone"))
+    outcome = run_task(equip(make_setup()), here, lambda report: None, lambda: False)
+    assert outcome.state == "complete"
+    return load_tensors(folder / "alone" / WEIGHTS)[0]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 20) -> bool:
+    began = time.monotonic()
+    while not true():
+        if time.monotonic() - began > seconds:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+# --- a task's run -----------------------------------------------------------------------------------
+
+
+def test_two_workers_give_bit_for_bit_what_one_gives_here(two: Heard, tmp_path: Path) -> None:
+    tasks = [task(tmp_path, number, backbone=number % 2) for number in range(4)]
+    for number, wanted in enumerate(tasks[:2]):
+        two.engine.submit(number, wanted)
+    waiting, left, heard = {0, 1, 2, 3}, tasks[2:], list[Message]()
+    while waiting:
+        heard += (new := two.until(lambda message: isinstance(message, Ended)))
+        for ended in (message for message in new if isinstance(message, Ended)):
+            assert ended.outcome.state == "complete", ended.outcome.failure
+            waiting.remove(ended.number)
+            if left:
+                two.engine.submit(ended.worker, left.pop(0))
+    assert {message.worker for message in heard} == {0, 1}
+    for wanted in tasks:
+        epochs = [
+            message.report.epoch for message in heard if isinstance(message, Epoch) and message.number == wanted.number
+        ]
+        assert epochs == [1, 2]
+        found = load_tensors(Path(wanted.folder) / WEIGHTS)[0]
+        assert_equal_tensors(found, alone(wanted, tmp_path / f"alone-{wanted.number}"))
+
+
+def test_local_engine_gives_the_same_messages_and_weights(toy_path: None, tmp_path: Path) -> None:
+    engine = LocalEngine()
+    engine.start(make_setup(), 0)
+    engine.submit(0, task(tmp_path))
+    ready, first, second, ended = engine.poll()
+    assert isinstance(ready, Ready)
+    assert isinstance(first, Epoch)
+    assert isinstance(second, Epoch)
+    assert isinstance(ended, Ended)
+    assert (first.report.epoch, second.report.epoch, ended.outcome.state) == (1, 2, "complete")
+    assert_equal_tensors(load_tensors(tmp_path / "trial-0" / WEIGHTS)[0], alone(task(tmp_path), tmp_path))
+    assert engine.poll() == []
+
+
+def test_local_engine_tells_epochs_at_once_and_lets_the_listener_end_the_trial(toy_path: None, tmp_path: Path) -> None:
+    heard: list[Message] = []
+
+    def listen(message: Message) -> None:
+        heard.append(message)
+        raise StopTrial("pruned")
+
+    engine = LocalEngine(listen)
+    engine.start(make_setup())
+    engine.submit(0, task(tmp_path))
+    _, ended = engine.poll()
+    assert isinstance(ended, Ended)
+    assert (ended.outcome.state, ended.outcome.stopped, len(heard)) == ("pruned", "pruned", 1)
+
+
+def test_local_engine_stops_at_the_next_step(toy_path: None, tmp_path: Path) -> None:
+    engine = LocalEngine(lambda message: engine.stop(gracefully=True))
+    engine.start(make_setup())
+    engine.submit(0, task(tmp_path))
+    ended = engine.poll()[-1]
+    assert isinstance(ended, Ended)
+    assert (ended.outcome.state, ended.outcome.epochs) == ("interrupted", 1)
+    with pytest.raises(ValueError, match="does not"):
+        engine.submit(0, task(tmp_path))
+
+
+def test_paused_task_goes_on_in_another_worker(two: Heard, tmp_path: Path) -> None:
+    two.engine.submit(0, task(tmp_path, epochs=3, pause_after=1))
+    paused = two.outcome(0)
+    assert (paused.state, paused.epochs) == ("paused", 1)
+    two.engine.submit(1, task(tmp_path, epochs=3, pause_after=3))
+    assert two.outcome(0).state == "complete"
+    assert_equal_tensors(load_tensors(tmp_path / "trial-0" / WEIGHTS)[0], alone(task(tmp_path, epochs=3), tmp_path))
+
+
+def test_deadline_ends_a_task_and_keeps_its_epochs(two: Heard, tmp_path: Path) -> None:
+    two.engine.submit(0, task(tmp_path, epochs=LONG, seconds=1.0))
+    outcome = two.outcome(0)
+    assert (outcome.state, outcome.stopped) in (("pruned", "time limit"), ("interrupted", "interrupted"))
+    assert 0 < outcome.epochs < LONG
+
+
+def test_failure_comes_back_typed_and_the_worker_goes_on(two: Heard, tmp_path: Path) -> None:
+    (tmp_path / "trial-7").mkdir()
+    (tmp_path / "trial-7" / "result.json").write_text("{")  # even `Worker.run` raises here
+    two.engine.submit(0, task(tmp_path, 7))
+    failed = two.outcome(7)
+    assert failed.failure is not None
+    assert "is damaged" in failed.failure.message
+    two.engine.submit(0, task(tmp_path, 8))
+    assert two.outcome(8).state == "complete"
+
+
+def test_worker_takes_one_task_at_a_time_and_must_exist(two: Heard, tmp_path: Path) -> None:
+    two.engine.submit(0, task(tmp_path))
+    with pytest.raises(ValueError, match="still has trial 0"):
+        two.engine.submit(0, task(tmp_path, 1))
+    with pytest.raises(ValueError, match="worker 2 does not"):
+        two.engine.submit(2, task(tmp_path, 1))
+    with pytest.raises(ValueError, match="worker 1 has not"):
+        two.engine.restart(1)
+    assert two.outcome(0).state == "complete"
+
+
+# --- what cannot be sent ----------------------------------------------------------------------------
+
+
+class Unsendable:
+    """Has what no other process can have."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+def test_part_that_cannot_be_pickled_is_named() -> None:
+    plain = make_setup()
+    strange = replace(plain.backbones[1], preprocessing=Unsendable())  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match=r"but the preprocessing of toy/mlp is not: .*lock"):
+        ProcessEngine().start(replace(plain, backbones=(plain.backbones[0], strange)), 1)
+    with pytest.raises(PluginError, match="the train split's samples"):
+        ProcessEngine().start(replace(plain, splits={"train": ((Unsendable(),), torch.zeros(1))}), 1)  # type: ignore[dict-item]
+
+
+def test_task_that_cannot_be_pickled_is_refused_and_the_worker_stays_free(two: Heard, tmp_path: Path) -> None:
+    settings: TrainConfig = config(knobs={"dropout": Unsendable()})
+    with pytest.raises(PluginError, match="the configuration of trial 3"):
+        two.engine.submit(0, Task(3, 0, settings, "none", str(tmp_path)))
+    two.engine.submit(0, task(tmp_path))
+    assert two.outcome(0).state == "complete"
+
+
+def test_backbones_and_head_are_resolved_again_with_the_fitted_preprocessing(toy_path: None) -> None:
+    plain = make_setup()
+    fitted = replace(plain.backbones[0].preprocessing, resize=20)  # type: ignore[type-var]
+    made = equip(replace(plain, backbones=(replace(plain.backbones[0], preprocessing=fitted),)))
+    catalog: Catalog = discover()
+    assert made.backbones[0].preprocessing == fitted
+    assert made.backbones[0].preprocessing != catalog.resolve_backbone("toy/convnet", "none").preprocessing
+    with pytest.raises(PluginError, match="toy"):
+        equip(replace(plain, plugins=False))
+
+
+# --- ends -------------------------------------------------------------------------------------------
+
+
+def first_epoch(message: Message) -> bool:
+    assert not isinstance(message, Died), message
+    return isinstance(message, Epoch)
+
+
+def test_killed_worker_is_told_the_other_goes_on_and_a_new_one_takes_up_the_trial(two: Heard, tmp_path: Path) -> None:
+    two.engine.submit(0, task(tmp_path, 0, epochs=60))
+    two.engine.submit(1, task(tmp_path, 1, epochs=120))
+    two.until(lambda message: first_epoch(message) and message.worker == 0)
+    os.kill(two.engine.pids[0], signal.SIGKILL)
+    died = two.death()
+    assert (died.worker, died.number, died.code, died.ready) == (0, 0, -signal.SIGKILL, True)
+    with pytest.raises(ValueError, match="worker 0 does not"):
+        two.engine.submit(0, task(tmp_path, 2))
+    two.engine.restart(0)
+    two.engine.submit(0, task(tmp_path, 0, epochs=60))  # before it is ready
+    waiting, heard = {0, 1}, list[Message]()
+    while waiting:
+        heard += (new := two.until(lambda message: isinstance(message, Ended)))
+        waiting -= {ended.number for ended in new if isinstance(ended, Ended) and ended.outcome.state == "complete"}
+    again = [message.report.epoch for message in heard if isinstance(message, Epoch) and message.number == 0]
+    assert again[-1] == 60
+    assert len(again) <= 60, "it went on from its checkpoint, whose epoch is told once more"
+    assert_equal_tensors(load_tensors(tmp_path / "trial-0" / WEIGHTS)[0], alone(task(tmp_path, 0, epochs=60), tmp_path))
+
+
+def test_worker_that_cannot_start_says_why(toy_path: None) -> None:
+    heard = Heard(ProcessEngine(), [])
+    heard.engine.start(replace(make_setup(), head="nothing"), 1)
+    try:
+        died = heard.death()
+        assert (died.code, died.ready, died.number) == (1, False, None)
+        assert "head must be one that is installed, but got 'nothing'" in died.errors
+    finally:
+        heard.engine.stop(gracefully=False)
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from test_engine import make_setup, task
+from autoft.engine import Ended, Epoch, ProcessEngine
+print("a library's words")
+folder = Path(sys.argv[3])
+engine = ProcessEngine()
+engine.start(make_setup(), 2)
+engine.submit(0, task(folder, epochs=5000))
+while not any(isinstance(message, Epoch) for message in engine.poll(1)):
+    pass
+print("pids", *engine.pids.values(), flush=True)
+sys.stdin.readline()
+engine.stop(gracefully=True)
+print([(m.number, m.outcome.state) for m in engine.poll(0) if isinstance(m, Ended)], flush=True)
+"""
+
+
+def start_driver(toy_site: Path, folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A script without a `__main__` guard, whose two workers run: one trains, one is idle."""
+    script = folder / "driver.py"
+    script.write_text(textwrap.dedent(DRIVER))
+    driver = subprocess.Popen(
+        [sys.executable, script, toy_site, Path(__file__).parent, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **ONE_THREAD},
+    )
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        if line.startswith("pids"):
+            return driver, [int(word) for word in line.split()[1:]]
+    pytest.fail("the driver ended before its workers trained")
+
+
+def test_workers_of_a_killed_driver_end_by_themselves_in_the_middle_of_training(toy_site: Path, tmp_path: Path) -> None:
+    driver, pids = start_driver(toy_site, tmp_path)
+    assert len(pids) == 2
+    assert not any(gone(pid) for pid in pids)
+    driver.kill()
+    driver.communicate()
+    assert wait_until(lambda: all(gone(pid) for pid in pids))
+    assert (tmp_path / "trial-0" / "checkpoint" / "last.safetensors").exists()
+
+
+def test_graceful_stop_leaves_a_checkpoint_and_no_process(toy_site: Path, tmp_path: Path) -> None:
+    driver, pids = start_driver(toy_site, tmp_path)
+    out, _ = driver.communicate("\n", timeout=SECONDS)
+    assert out.splitlines() == ["[(0, 'interrupted')]"]
+    assert driver.returncode == 0
+    assert all(gone(pid) for pid in pids)
+    described = load_tensors(tmp_path / "trial-0" / "checkpoint" / "last.safetensors")[1]
+    assert described["history"]
