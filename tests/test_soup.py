@@ -8,8 +8,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from toy_training import CPU, TARGETS, VALIDATION, build, config, objective, run, split
+from toy_training import state as state_of
 
 from autoft.soup import Weights, best_interpolation, compatible, greedy_soup, interpolate
+from autoft.train import predict
 
 State = dict[str, Tensor]
 
@@ -206,3 +209,40 @@ def test_interpolation_with_an_equal_score_does_not_replace_the_tuned_model() ->
     weights, alpha = best_interpolation(state(0.0), tuned, lambda _: 0.5, "minimize")
     assert alpha == 1.0
     assert all(weights[name] is tuned[name] for name in tuned)
+
+
+# --- trained models -----------------------------------------------------------------------------------
+
+
+def test_trained_models_of_several_seeds_are_mixed_and_frozen_stages_stay_pretrained() -> None:
+    pretrained = state_of(build())
+    trained = []
+    for seed in (0, 1, 2):
+        fit_result, model = run(config(epochs=2, freeze_depth=1, seed=seed))
+        assert fit_result.history
+        trained.append(state_of(model))
+    model, data, judged = build(), split(VALIDATION), objective()
+
+    def score(weights: Weights) -> float:
+        model.load_state_dict(weights)
+        outputs = predict(model, data, device=CPU, batch_size=8)
+        return judged.head.metrics(outputs, data.targets, TARGETS)[judged.metric]
+
+    trained.sort(key=score)  # smaller is better
+    single = score(trained[0])
+    soup, members = greedy_soup(trained, score, "minimize")
+    mixed, alpha = best_interpolation(pretrained, trained[0], score, "minimize")
+    assert members[0] == 0
+    assert score(soup) <= single
+    assert score(mixed) <= single
+    assert 0 < alpha <= 1
+    frozen = [name for name in pretrained if torch.equal(pretrained[name], trained[0][name]) and "num" not in name]
+    assert len(frozen) >= 2
+    falling = iter((3.0, 2.0, 1.0))
+    everything = greedy_soup(trained, lambda _: next(falling), "minimize")[0]
+    halfway = interpolate(pretrained, trained[0], 0.5)
+    for name in frozen:
+        if name.startswith("backbone."):
+            assert torch.equal(everything[name], pretrained[name])
+            assert torch.equal(halfway[name], pretrained[name])
+    assert any(not torch.equal(everything[name], trained[0][name]) for name in everything)
