@@ -6,6 +6,7 @@ cut with its stored activation, and everything behind it computes as ever.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -71,6 +72,13 @@ class Cut:
     _inputs: tuple[_Shape, ...]
     _kept: frozenset[str] = frozenset()  # frozen modules that run all the same: what they give is used behind the cut
     _solid: bool = False  # whether placeholders own their memory, for models that write into them
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the activation of a row, or where it is ragged of one place of it."""
+        (shape,) = _shapes(self._calls[-1].output)
+        sizes = shape.sizes(1, 1)[2 if self.ragged else 1 :]
+        return math.prod(sizes) * shape.dtype.itemsize
 
     def carried(self, inputs: Inputs) -> Inputs:
         """Return those of the original inputs that a replay is given besides the activation."""

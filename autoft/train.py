@@ -73,6 +73,8 @@ class TrainConfig:
         patience: Epochs without a better validation metric before stopping, or None.
         seed: Seeds initialization, order, dropout and augmentation.
         knobs: Values of the head's knobs.
+        views: How many random variants of each sample there are: epoch e trains on number (e - 1) % `views`. None: a new one
+            every epoch.
     """
 
     learning_rate: float
@@ -91,6 +93,7 @@ class TrainConfig:
     patience: int | None = None
     seed: int = 0
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    views: int | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ def fit(
     checkpoint: Path | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    run: Callable[..., Tensor] | None = None,
 ) -> FitResult:
     """Train, keep the best epoch's weights, and go on from a checkpoint where there is one.
 
@@ -155,12 +159,14 @@ def fit(
         checkpoint: Folder for checkpoints, or None for none. After a kill, the same call continues exactly.
         on_epoch: Called after each epoch, once its checkpoint is safe; what it raises ends the training.
         should_stop: Asked before every step; True ends the training with `Interrupted`.
+        run: Gives the model's outputs for the splits' batches, where these hold something else than the model's inputs.
 
     Raises:
         NonFiniteError: The loss or the outputs are not finite.
         Interrupted: `should_stop` said so.
     """
     head, targets = objective.head, objective.targets
+    forward = run or model
     model.freeze(config.freeze_depth)
     model.to(device)
     channels_last = device.type == "cuda"  # tensor cores want it; oneDNN and MPS choose layouts themselves
@@ -195,7 +201,7 @@ def fit(
         order = draw_order(len(train), rng, weights)
         steps = train.steps(order, config.batch_size, config.micro_batch, rng=rng, device=device)
         micro = [part for parts in steps for part in parts]
-        feed = train.batches(micro, device=device, seed=(config.seed, epoch), pin=device.type == "cuda")
+        feed = train.batches(micro, device=device, seed=(config.seed, _view(config, epoch)), pin=device.type == "cuda")
         model.train()
         loss_sum = torch.zeros((), device=device)  # summed on the device: reading it every step would stall a GPU
         for step, parts in enumerate(steps):
@@ -209,9 +215,9 @@ def fit(
             for unit in units:
                 inputs, wanted = next(feed)
                 if channels_last:
-                    inputs = tuple(_to_channels_last(item) for item in inputs)
+                    inputs = tuple(to_channels_last(item) for item in inputs)
                 with autocast(device, config.precision):
-                    outputs = model(*inputs)
+                    outputs = forward(*inputs)
                 loss = head.loss(outputs, wanted, targets, config.knobs)
                 scaler.scale(loss * (unit / sum(units))).backward()  # type: ignore[no-untyped-call]
                 loss_sum += loss.detach() * unit
@@ -225,7 +231,8 @@ def fit(
         if not math.isfinite(train_loss):
             raise NonFiniteError(f"the training loss became {train_loss} in epoch {epoch}")
 
-        outputs = predict(model, validation, device=device, batch_size=_evaluation_batch(config), precision=config.precision)
+        batch_size = _evaluation_batch(config)
+        outputs = predict(model, validation, device=device, batch_size=batch_size, precision=config.precision, run=run)
         if not bool(torch.isfinite(outputs.values if isinstance(outputs, Ragged) else outputs).all()):
             raise NonFiniteError(f"the validation outputs are not finite after epoch {epoch}")
         metrics = head.metrics(outputs, validation.targets, targets)
@@ -246,19 +253,34 @@ def fit(
 
 @torch.inference_mode()
 def predict(
-    model: torch.nn.Module, data: SplitData, *, device: torch.device, batch_size: int, precision: str = "fp32"
+    model: torch.nn.Module,
+    data: SplitData,
+    *,
+    device: torch.device,
+    batch_size: int,
+    precision: str = "fp32",
+    run: Callable[..., Tensor] | None = None,
 ) -> Rows:
     """Return the model's outputs for a whole split, float32 on the CPU, in the split's order.
+
+    Args:
+        model: Put into evaluation mode.
+        data: The split.
+        device: Where the model is.
+        batch_size: Samples of a batch, at most.
+        precision: As in `TrainConfig`.
+        run: As in `fit`.
 
     Returns:
         `(N, K)`; or, where the parts of a sample have targets, a row `(K,)` for each part that was not cut off, as `Ragged`.
     """
     model.eval()
+    forward = run or model
     collected = []
     batches = data.evaluation_batches(batch_size, device=device)
     for inputs, wanted in data.batches(batches, device=device, pin=device.type == "cuda"):
         with autocast(device, precision):
-            outputs = model(*inputs)
+            outputs = forward(*inputs)
         if isinstance(data.targets, Ragged):
             outputs = outputs[wanted != IGNORED]
         collected.append(outputs.float())
@@ -342,6 +364,11 @@ def choose_epochs(wanted: str | int, modality: str) -> int:
     return 4 if modality == "text" else 10
 
 
+def _view(config: TrainConfig, epoch: int) -> int:
+    """Return which variant of the samples an epoch trains on, counted from 1."""
+    return epoch if config.views is None else (epoch - 1) % config.views + 1
+
+
 def _evaluation_batch(config: TrainConfig) -> int:
     """Return a batch size without gradients: at least 64, as small ones waste time, unless memory has run out before."""
     return 2 * config.micro_batch if config.micro_batch else max(64, 2 * config.batch_size)
@@ -366,7 +393,8 @@ def _optimizer(
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
 
 
-def _to_channels_last(item: Tensor) -> Tensor:
+def to_channels_last(item: Tensor) -> Tensor:
+    """Return images or maps `(N, C, H, W)` with their channels innermost in memory, and all else as it is."""
     return item.contiguous(memory_format=torch.channels_last) if item.ndim == 4 else item
 
 

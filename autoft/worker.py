@@ -18,6 +18,7 @@ from autoft.errors import DataError, RunError, first_line
 from autoft.files import copy_atomically, load_tensors, read_json, write_json
 from autoft.loading import SplitData, load_split
 from autoft.model import FineTuneModel, assemble
+from autoft.prefix_store import PrefixStore
 from autoft.ragged import Rows
 from autoft.specs import Backbone, Sample
 from autoft.train import EpochReport, Interrupted, NonFiniteError, Objective, TrainConfig, fit
@@ -95,6 +96,7 @@ class Outcome:
         stopped: Why it ended: `finished`, `patience`, or what `StopTrial` said.
         failure: For `failed`.
         micro_batch: The micro-batch it ended with, where memory forced a smaller one.
+        reuse: Whether stored outputs of frozen stages were used, from where, or why not.
     """
 
     state: State
@@ -104,6 +106,7 @@ class Outcome:
     stopped: str
     failure: Failure | None = None
     micro_batch: int | None = None
+    reuse: str = ""
 
 
 class Worker:
@@ -115,6 +118,9 @@ class Worker:
         device: Where to train.
         memory: Bytes that decoded samples of all splits may take together.
         cache: Folder of this search alone for decoded texts, or None to hold them in memory.
+        prefix: Folder of this search alone for what frozen stages give, shared by its workers, or None to store nothing.
+        reuse: Whether to store that and start from it, where the cut is proven exact and a gain is predicted.
+        sharing: How many trials are expected to use one store.
     """
 
     def __init__(
@@ -125,12 +131,16 @@ class Worker:
         device: torch.device,
         memory: int,
         cache: Path | None = None,
+        prefix: Path | None = None,
+        reuse: bool = True,
+        sharing: int = 1,
     ) -> None:
         self._splits = splits
         self._cache = cache
         self._objective = objective
         self._device = device
         self._memory = memory
+        self._stores = PrefixStore(prefix, memory=memory, sharing=sharing) if reuse and prefix is not None else None
         self._warm: dict[str, SplitData] = {}
         self._micro_batch: dict[str, int] = {}  # learned from running out of memory, by backbone
 
@@ -217,6 +227,7 @@ class Worker:
     ) -> Outcome:
         job.folder.mkdir(parents=True, exist_ok=True)
         history: list[EpochReport] = []
+        reuse = ""
 
         def note(report: EpochReport) -> None:
             history.append(report)
@@ -225,35 +236,43 @@ class Worker:
 
         try:
             model = self.build(job.backbone, job.config)
+            config = replace(job.config, micro_batch=micro)
+            train, validation = self.data("train", job.backbone, job.augmentation), self.data("validation", job.backbone)
+            plan = None
+            if self._stores is not None and config.freeze_depth:
+                plan, reuse = self._stores.plan(model, job.backbone, config, train, validation, device=self._device)
             result = fit(
                 model,
-                self.data("train", job.backbone, job.augmentation),
-                self.data("validation", job.backbone),
+                plan.train if plan else train,
+                plan.validation if plan else validation,
                 self._objective,
-                replace(job.config, micro_batch=micro),
+                config,
                 device=self._device,
                 no_weight_decay=job.backbone.no_weight_decay(model.backbone),
                 checkpoint=job.folder / CHECKPOINT,
                 on_epoch=note,
                 should_stop=None if should_stop is None else lambda: _call(should_stop),
+                run=plan.run if plan else None,
             )
-            return self._keep(job.folder, "complete", result.stopped, started, micro)
+            return self._keep(job.folder, "complete", result.stopped, started, micro, reuse)
         except StopTrial as request:
-            return self._keep(job.folder, "pruned", str(request), started, micro)
+            return self._keep(job.folder, "pruned", str(request), started, micro, reuse)
         except PauseTrial:
             described = load_tensors(job.folder / CHECKPOINT / "last.safetensors")[1]
             best = _best_of(described)
             seconds = time.monotonic() - started
-            return Outcome("paused", best, len(described["history"]), seconds, "paused", micro_batch=micro)
+            return Outcome("paused", best, len(described["history"]), seconds, "paused", micro_batch=micro, reuse=reuse)
         except Interrupted:
             done = _checkpoint_history(job.folder)
-            return Outcome("interrupted", None, len(done), time.monotonic() - started, "interrupted")
+            return Outcome("interrupted", None, len(done), time.monotonic() - started, "interrupted", reuse=reuse)
 
-    def _keep(self, folder: Path, state: State, stopped: str, started: float, micro: int | None) -> Outcome:
-        return settle(folder, state, stopped, seconds=time.monotonic() - started, micro_batch=micro)
+    def _keep(self, folder: Path, state: State, stopped: str, started: float, micro: int | None, reuse: str) -> Outcome:
+        return settle(folder, state, stopped, seconds=time.monotonic() - started, micro_batch=micro, reuse=reuse)
 
 
-def settle(folder: Path, state: State, stopped: str, *, seconds: float, micro_batch: int | None = None) -> Outcome:
+def settle(
+    folder: Path, state: State, stopped: str, *, seconds: float, micro_batch: int | None = None, reuse: str = ""
+) -> Outcome:
     """End a trial that will not go on: keep its best weights and its result, and drop its checkpoint.
 
     In this order, so that a kill loses nothing; done already, it returns what was kept.
@@ -264,7 +283,9 @@ def settle(folder: Path, state: State, stopped: str, *, seconds: float, micro_ba
         return finished
     _, described = load_tensors(folder / CHECKPOINT / "last.safetensors")
     copy_atomically(folder / CHECKPOINT / described["best"], folder / WEIGHTS)
-    outcome = Outcome(state, _best_of(described), len(described["history"]), seconds, stopped, micro_batch=micro_batch)
+    outcome = Outcome(
+        state, _best_of(described), len(described["history"]), seconds, stopped, micro_batch=micro_batch, reuse=reuse
+    )
     write_json(folder / RESULT, {**asdict(outcome), "history": described["history"]})
     shutil.rmtree(folder / CHECKPOINT)
     return outcome
@@ -298,7 +319,13 @@ def load_outcome(folder: Path) -> Outcome | None:
         stored = read_json(folder / RESULT)
         best = EpochReport(**stored["best"])
         return Outcome(
-            stored["state"], best, stored["epochs"], stored["seconds"], stored["stopped"], micro_batch=stored["micro_batch"]
+            stored["state"],
+            best,
+            stored["epochs"],
+            stored["seconds"],
+            stored["stopped"],
+            micro_batch=stored["micro_batch"],
+            reuse=stored.get("reuse", ""),  # not in the results of runs made before it was there
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(

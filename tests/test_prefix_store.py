@@ -1,0 +1,215 @@
+"""Stored activations: training from them gives the losses that the whole model gives, and a kill leaves no half store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_transformers import write_tiny
+from toy_training import (
+    CONVNET,
+    CPU,
+    HEAD,
+    KNOBS,
+    MLP,
+    TRAIN,
+    VALIDATION,
+    build,
+    config,
+    encode,
+    objective,
+    split,
+)
+
+from autoft.builtin import timm as timm_family
+from autoft.builtin import transformers as transformers_family
+from autoft.errors import RunError
+from autoft.loading import load_split
+from autoft.model import assemble
+from autoft.prefix_store import PrefixStore, Reuse
+from autoft.specs import Backbone, BackboneRequest, Sample
+from autoft.testing import toy
+from autoft.train import FitResult, Objective, TrainConfig, fit
+from autoft.worker import Job, Worker
+
+
+def losses(result: FitResult) -> list[float]:
+    return [number for report in result.history for number in (report.train_loss, report.metrics["log_loss"])]
+
+
+def trained(
+    settings: TrainConfig, store: PrefixStore | None, backbone: Backbone = CONVNET, policy: str = "none"
+) -> tuple[FitResult, str]:
+    model = build(backbone, settings.knobs, settings.seed)
+    data = split(TRAIN, backbone, policy), split(VALIDATION, backbone)
+    reuse: Reuse | None = None
+    told = ""
+    if store is not None:
+        reuse, told = store.plan(model, backbone, settings, *data, device=CPU, force=True)
+        assert reuse is not None, told
+        data = reuse.train, reuse.validation  # type: ignore[assignment]
+    return fit(model, *data, objective(), settings, device=CPU, run=reuse.run if reuse else None), told
+
+
+@pytest.mark.parametrize("views", [None, 2])
+@pytest.mark.parametrize("policy", ["none", "light"])
+@pytest.mark.parametrize("backbone", [CONVNET, MLP], ids=["convnet", "mlp"])
+@pytest.mark.parametrize("folder", [True, False], ids=["file", "memory"])
+def test_losses_are_those_of_the_whole_model(
+    tmp_path: Path, folder: bool, backbone: Backbone, policy: str, views: int | None
+) -> None:
+    store = PrefixStore(tmp_path if folder else None, memory=1 << 30)
+    settings = config(freeze_depth=2, views=views, epochs=3)
+    wanted, _ = trained(settings, None, backbone, policy)
+    found, _ = trained(settings, store, backbone, policy)
+    assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
+
+
+def test_views_repeat_what_was_drawn_and_otherwise_it_is_drawn_anew() -> None:
+    one, fresh = (trained(config(freeze_depth=2, views=views), None, policy="light")[0] for views in (1, None))
+    assert losses(one)[:2] == losses(fresh)[:2]
+    assert losses(one)[2] != losses(fresh)[2]
+
+
+def test_texts_train_alike(tmp_path: Path) -> None:
+    assert_trains_alike(toy.resolve(BackboneRequest("text", "none")), toy.toy_texts(per_class=12), tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "vit"])
+def test_models_of_transformers_train_alike(architecture: str, tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / architecture, architecture)
+    backbone = transformers_family.resolve(BackboneRequest(str(folder)))
+    samples = toy.toy_texts(per_class=6) if backbone.modality == "text" else toy.toy_samples(per_class=6)
+    assert_trains_alike(backbone, samples, tmp_path / "prefix")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 3, "embed_dim": 24, "num_heads": 2, "img_size": 32}),
+        ("resnet10t", {}),
+        ("convnext_atto", {"depths": (1, 1, 2, 1), "dims": (8, 8, 16, 16)}),
+    ],
+)
+def test_models_of_timm_train_alike(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    import timm
+
+    backbone = replace(
+        timm_family.resolve(BackboneRequest(name, "none", image_size=32)),
+        build=lambda: timm.create_model(name, num_classes=0, **settings),
+    )
+    assert_trains_alike(backbone, toy.toy_samples(per_class=6), tmp_path / "prefix")
+
+
+def assert_trains_alike(backbone: Backbone, samples: Sequence[Sample], folder: Path) -> None:
+    """The same losses with and without reuse, with half of the stages frozen."""
+    targets = HEAD.describe([sample.target for sample in samples])
+    parts = samples[::2], samples[1::2]
+    found = []
+    for store in (None, PrefixStore(folder, memory=0)):
+        model = assemble(backbone, HEAD, targets, {**KNOBS, "dropout": 0.0}, seed=0)
+        settings = config(freeze_depth=len(model.stages) // 2, epochs=2, learning_rate=1e-3)
+        data: Any = [
+            load_split(part, HEAD.encode([sample.target for sample in part], targets), backbone.preprocessing, policy=policy)
+            for part, policy in zip(parts, (backbone.preprocessing.policies[:2][-1], "none"), strict=True)
+        ]
+        run = None
+        if store is not None:
+            reuse, told = store.plan(model, backbone, settings, *data, device=CPU, force=True)
+            assert reuse is not None, told
+            data, run = [reuse.train, reuse.validation], reuse.run
+        aim = Objective(HEAD, targets, "log_loss")
+        found.append(losses(fit(model, *data, aim, settings, device=CPU, run=run)))
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+
+
+def test_a_second_trial_finds_the_store(tmp_path: Path) -> None:
+    settings = config(freeze_depth=2, epochs=2)
+    trained(settings, PrefixStore(tmp_path, memory=0))
+    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("*.bin")}
+    trained(replace(settings, learning_rate=1e-2), PrefixStore(tmp_path, memory=0))
+    assert {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("*.bin")} == before
+    assert len(before) == 2
+
+
+def test_other_weights_find_no_store(tmp_path: Path) -> None:
+    settings = config(freeze_depth=2, epochs=2)
+    for seed in (0, 1):  # random weights
+        trained(replace(settings, seed=seed), PrefixStore(tmp_path, memory=0))
+    assert len(list(tmp_path.glob("*.bin"))) == 4
+
+
+def test_a_deeper_store_starts_from_a_shallower_one(tmp_path: Path) -> None:
+    store = PrefixStore(tmp_path, memory=1 << 30)
+    trained(config(freeze_depth=1), store)
+    wanted, _ = trained(config(freeze_depth=3), None)
+    model = build()
+    reuse, _ = store.plan(model, CONVNET, config(freeze_depth=3), split(TRAIN), split(VALIDATION), device=CPU, force=True)
+    assert reuse is not None
+    with torch.no_grad():  # proof that the images are not read: the first stage would now give nonsense
+        seen: list[int] = []
+        model.backbone.get_submodule("stem.conv").register_forward_hook(lambda *_: seen.append(1))
+    found = fit(model, reuse.train, reuse.validation, objective(), config(freeze_depth=3), device=CPU, run=reuse.run)
+    assert not seen
+    assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
+
+
+def test_what_has_no_description_is_made_again(tmp_path: Path) -> None:
+    settings = config(freeze_depth=2, epochs=2)
+    wanted, _ = trained(settings, PrefixStore(tmp_path, memory=0))
+    for file in tmp_path.glob("*.json"):
+        file.unlink()
+        file.with_suffix(".bin").write_bytes(b"half")
+    found, _ = trained(settings, PrefixStore(tmp_path, memory=0))
+    assert losses(found) == losses(wanted)
+
+
+def test_a_damaged_store_is_told(tmp_path: Path) -> None:
+    settings = config(freeze_depth=2, epochs=2)
+    trained(settings, PrefixStore(tmp_path, memory=0))
+    for file in tmp_path.glob("*.bin"):
+        file.write_bytes(b"half")
+    with pytest.raises(RunError, match="damaged"):
+        trained(settings, PrefixStore(tmp_path, memory=0))
+
+
+def test_the_folder_stays_within_its_bytes(tmp_path: Path) -> None:
+    settings = config(freeze_depth=2, epochs=1)
+    trained(settings, PrefixStore(tmp_path, memory=0))
+    size = sum(file.stat().st_size for file in tmp_path.glob("*.bin"))
+    for seed in (1, 2):
+        trained(replace(settings, seed=seed), PrefixStore(tmp_path, memory=0, disk=size))
+    assert sum(file.stat().st_size for file in tmp_path.glob("*.bin")) <= size
+    assert len(list(tmp_path.glob("*.bin"))) == len(list(tmp_path.glob("*.json"))) >= 1
+
+
+@pytest.mark.parametrize(("depth", "memory", "why"), [(0, 1 << 30, "nothing is frozen"), (2, 1000, "more than")])
+def test_reuse_is_declined_with_a_reason(depth: int, memory: int, why: str) -> None:
+    store = PrefixStore(None, memory=memory)
+    reuse, told = store.plan(
+        build(), CONVNET, config(freeze_depth=depth), split(TRAIN), split(VALIDATION), device=CPU, force=True
+    )
+    assert reuse is None
+    assert why in told
+
+
+@pytest.mark.parametrize(("seconds", "used"), [((1.0, 0.5, 0.1), True), ((1.0, 0.9, 0.1), False)])
+def test_the_worker_reuses_where_a_gain_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float, float], used: bool
+) -> None:
+    monkeypatch.setattr("autoft.prefix_store._measure", lambda *_: seconds)
+    splits = {"train": (TRAIN, encode(TRAIN)), "validation": (VALIDATION, encode(VALIDATION))}
+    values = {}
+    for reuse in (True, False):
+        worker = Worker(splits, objective(), device=CPU, memory=1 << 30, prefix=tmp_path / "prefix", reuse=reuse)
+        outcome = worker.run(Job(CONVNET, config(freeze_depth=2), "none", tmp_path / str(reuse)))
+        assert outcome.state == "complete", outcome.failure
+        assert outcome.best is not None
+        values[reuse] = outcome.best.value
+        assert outcome.reuse.startswith("from stage1" if used else "declined: predicted gain") or not reuse
+    assert values[True] == pytest.approx(values[False], abs=1e-5)
+    assert (tmp_path / "prefix").exists() == used
