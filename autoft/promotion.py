@@ -19,7 +19,7 @@ from autoft.specs import Direction
 REDUCTIONS = 3  # from a whole trial down to the first rung: beyond eta**3, an epoch is still warm-up and tells nothing
 ENOUGH = 4  # trials at the first rung before their spread says anything; until then plain halving decides
 HUGE = 1e100  # what squares without overflow; a trial that gained more had diverged before
-PRIOR_WEIGHT = 1.0  # how many observed gains the prior (no gain, the spread of the first rung) counts for
+PRIOR_WEIGHT = 1.0  # for how many observed gains the spread of the first rung counts, when theirs is estimated
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def next_action(
     if promotable and (may_start or len(promotable) > 1):
         forecast = _forecast(known, steps)
         if forecast is not None:
-            chosen = _most_gain_a_second(promotable, forecast, steps, may_start=may_start, eta=eta)
+            chosen = _most_gain_a_second(promotable, forecast, steps, may_start=may_start)
             return Start() if chosen is None else Promote(chosen.number, steps[chosen.rung])
     if promotable:
         return Promote(promotable[0].number, steps[promotable[0].rung])
@@ -173,13 +173,13 @@ class _Forecast:
 
     Attributes:
         best: The best score of all.
-        first: Mean and variance of the scores at the first rung.
+        first: The scores at the first rung; a new trial is expected to repeat one of them.
         gains: Mean and variance of what a trial gains from each rung to the next.
         seconds: Mean seconds an epoch.
     """
 
     best: float
-    first: tuple[float, float]
+    first: tuple[float, ...]
     gains: tuple[tuple[float, float], ...]
     seconds: float
 
@@ -197,48 +197,44 @@ def _forecast(known: Sequence[_Known], steps: Sequence[int]) -> _Forecast | None
     gains = []
     for rung in range(1, len(steps)):
         seen = np.array([min(HUGE, trial.scores[rung] - trial.scores[rung - 1]) for trial in finite if trial.rung > rung])
-        weight = PRIOR_WEIGHT + len(seen)
-        mean = float(seen.sum()) / weight
-        gains.append((mean, (float(((seen - mean) ** 2).sum()) + PRIOR_WEIGHT * spread**2) / weight))
+        mean = float(seen.mean()) if len(seen) else 0.0
+        squares = float(((seen - mean) ** 2).sum()) + PRIOR_WEIGHT * spread**2
+        gains.append((mean, squares / (len(seen) + PRIOR_WEIGHT)))
     costs = [trial.seconds for trial in known if trial.seconds > 0.0]
     # without a clock, an epoch is the unit
     seconds = math.fsum(costs) / len(costs) if costs else 1.0
-    return _Forecast(max(trial.best for trial in finite), (float(first.mean()), spread**2), tuple(gains), seconds)
+    return _Forecast(max(trial.best for trial in finite), tuple(map(float, first)), tuple(gains), seconds)
 
 
 def _most_gain_a_second(
-    promotable: Sequence[_Known], forecast: _Forecast, steps: Sequence[int], *, may_start: bool, eta: int
+    promotable: Sequence[_Known], forecast: _Forecast, steps: Sequence[int], *, may_start: bool
 ) -> _Known | None:
-    """Return the trial to continue, or None for a new one; among equals, the first in the order given, then a new one."""
+    """Return the trial to continue, or None for a new one; among equals, the first in the order given, then a new one.
+
+    The improvement and the seconds are those of the whole trial, not of the next rung: only the last step anneals, and a new
+    trial's first rung alone, cheap and varied, would always look like a bargain.
+    """
     chosen: _Known | None = None
     highest = -math.inf
     for trial in promotable:
-        rate = _rate(forecast, trial.best, 0.0, trial.rung, trial.seconds, steps, eta)
+        behind = steps[trial.rung - 1] if trial.rung else 0
+        seconds = (steps[-1] - behind) * (trial.seconds or forecast.seconds)
+        rate = _gain(trial.best, max(1, trial.rung), forecast) / seconds
         if rate > highest:
             chosen, highest = trial, rate
-    mean, variance = forecast.first
-    # counted from the first rung's score; the way there is paid too
-    if may_start and _rate(forecast, mean, variance, 0, forecast.seconds, steps, eta) > highest:
-        return None
+    if may_start:
+        gain = math.fsum(_gain(score, 1, forecast) for score in forecast.first) / len(forecast.first)
+        if gain / (steps[-1] * forecast.seconds) > highest:
+            return None
     return chosen
 
 
-def _rate(
-    forecast: _Forecast, score: float, variance: float, rung: int, seconds: float, steps: Sequence[int], eta: int
-) -> float:
-    """Return the expected improvement a second of training on from a rung (0: from nothing, to a score that varies so).
-
-    The improvement is that of the whole trial, since only the last step anneals; the seconds count each later step as often
-    as halving lets a trial take it.
-    """
-    gains = forecast.gains[max(0, rung - 1) :]
+def _gain(score: float, rung: int, forecast: _Forecast) -> float:
+    """Return how much a trial with a score at a rung is expected to improve on the best, once trained to the end."""
+    gains = forecast.gains[rung - 1 :]
     mean = score + math.fsum(gain for gain, _ in gains)
-    deviation = math.sqrt(variance + math.fsum(spread for _, spread in gains))
-    before = (0, *steps)[rung:]
-    share = math.fsum(
-        (after - from_) / eta**index for index, (from_, after) in enumerate(zip(before, steps[rung:], strict=False))
-    )
-    return _expected_improvement(mean, deviation, forecast.best) / (share * (seconds or forecast.seconds))
+    deviation = math.sqrt(math.fsum(variance for _, variance in gains))
+    return _expected_improvement(mean, deviation, forecast.best)
 
 
 def _expected_improvement(mean: float, deviation: float, best: float) -> float:
