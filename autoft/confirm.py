@@ -164,19 +164,16 @@ def plan(
     order = [number for number in numbers if number == preset] + [number for number in numbers if number != preset]
     limit = math.inf if seconds_left is None else seconds_left
     free_at = [0.0] * workers  # when each worker has done what is planned for it so far
-    too_slow: set[int] = set()
     wanted = []
     for index in range(seeds):
         for number in order:
-            if number in too_slow or (number, index) in done:
+            if (number, index) in done:
                 continue
             worker = free_at.index(min(free_at))
             ends_at = free_at[worker] + seconds[number]
-            if ends_at > limit:
-                too_slow.add(number)
-                continue
-            free_at[worker] = ends_at
-            wanted.append((number, index))
+            if ends_at <= limit:  # else never again either: workers only get free later
+                free_at[worker] = ends_at
+                wanted.append((number, index))
     return wanted
 
 

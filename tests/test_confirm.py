@@ -84,6 +84,14 @@ def test_with_few_seeds_the_spread_is_pooled_over_all_contenders() -> None:
     assert verdict.spread == 0.0
 
 
+def test_two_seeds_of_each_side_are_too_few_for_a_spread_of_their_own() -> None:
+    preset, close = Contender(0, True, (0.80, 0.80)), trial(4, 0.81, 0.81)
+    assert verdict_of(preset, close).winner == 4
+    verdict = verdict_of(preset, close, trial(7, 0.6, 0.8))
+    assert verdict.winner == 0
+    assert verdict.noise == pytest.approx(math.sqrt(0.02 / 3 * (1 / 2 + 1 / 2)))
+
+
 def test_lucky_single_seed_does_not_hide_a_trial_that_is_better_over_several() -> None:
     preset = Contender(0, True, (0.78, 0.86, 0.82))
     verdict = verdict_of(preset, trial(4, 0.85), trial(7, 0.846, 0.847, 0.845))
