@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("confirm", "soup", "model", "regularize", "tokens", "loading"),
     ("train", "space", "prefix", "prefix_store"),
     ("worker",),
+    ("probe",),
     (
         "driver",
         "engine",
