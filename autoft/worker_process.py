@@ -1,6 +1,6 @@
 """A worker's process: connects to the driver, makes its `Worker`, and runs tasks until it is asked to end or is alone.
 
-Who starts it, and what is exchanged, is in `engine.py`.
+Who starts it is in `processes.py`, what is exchanged in `engine.py`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _watch(connection: Connection, inbox: queue.SimpleQueue[bytes | None], stopp
     try:
         while True:
             content = connection.recv_bytes()
-            if not content:  # `engine.STOP`
+            if not content:  # `processes.STOP`
                 stopping.set()
                 inbox.put(None)
             else:

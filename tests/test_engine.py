@@ -29,7 +29,6 @@ from autoft.engine import (
     Epoch,
     LocalEngine,
     Message,
-    ProcessEngine,
     Ready,
     Setup,
     Task,
@@ -38,6 +37,7 @@ from autoft.engine import (
 )
 from autoft.errors import PluginError
 from autoft.files import load_tensors
+from autoft.processes import ProcessEngine
 from autoft.specs import BackboneRequest
 from autoft.testing import toy
 from autoft.train import TrainConfig
@@ -336,7 +336,8 @@ import sys, time
 from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
 from test_engine import make_setup, task
-from autoft.engine import Ended, Epoch, ProcessEngine
+from autoft.engine import Ended, Epoch
+from autoft.processes import ProcessEngine
 print("a library's words")
 folder = Path(sys.argv[3])
 engine = ProcessEngine()

@@ -43,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "driver",
         "engine",
         "processes",
+        "processes",
         "worker_process",
         "trials",
         "promotion",
