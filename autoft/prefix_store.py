@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from autoft.errors import RunError
 from autoft.files import read_json, write_json
@@ -92,7 +92,7 @@ class PrefixStore:
         self._sharing = sharing
         self._held: dict[str, _Kept] = {}
         self._cuts: dict[tuple[Any, ...], tuple[Cut | None, str]] = {}
-        self._seconds: dict[tuple[Any, ...], tuple[float, float, float]] = {}
+        self._counted: dict[tuple[Any, ...], tuple[int, int, int]] = {}
 
     @property
     def nbytes(self) -> int:
@@ -112,8 +112,8 @@ class PrefixStore:
     ) -> tuple[Reuse | None, str]:
         """Decide whether a trial shall start at its frozen stages' stored output.
 
-        It shall where the predicted gain is at least `SMALLEST_GAIN`: the seconds that a step takes with the whole model,
-        over those of a replayed step and of its share in making what is not stored yet. All three are measured.
+        It shall where the predicted gain is at least `SMALLEST_GAIN`: a step's operations with the whole model, over those
+        of a replayed step and of its share in making what is not stored yet. All three are counted on one batch.
 
         Args:
             model: As built, before any training; moved to `device`.
@@ -155,12 +155,12 @@ class PrefixStore:
             )
         if not force:
             batch = min(config.micro_batch or config.batch_size, len(train))
-            timed = (*known, batch)
-            if timed not in self._seconds:
-                self._seconds[timed] = _measure(model, cut, train, config, batch, device)
-            full, replayed, making = self._seconds[timed]
+            counted = (*known, batch)
+            if counted not in self._counted:
+                self._counted[counted] = _measure(model, cut, train, config, batch, device)
+            full, replayed, making = self._counted[counted]
             missing = sum(not made["train"].exists(view) for view in range(1, views + 1))
-            gain = full / (replayed + making * missing / config.epochs / self._sharing)
+            gain = full / max(1, replayed + making * missing / config.epochs / self._sharing)
             if gain < SMALLEST_GAIN:
                 return None, f"declined: predicted gain {gain:.2f}"
             told = f"from {cut.module or 'the features'} (depth {cut.depth}), predicted gain {gain:.2f}"
@@ -448,8 +448,11 @@ def _add(digest: Any, name: str, tensor: Tensor) -> None:
 
 def _measure(
     model: FineTuneModel, cut: Cut, train: SplitData, config: TrainConfig, batch: int, device: torch.device
-) -> tuple[float, float, float]:
-    """Return the seconds of a whole step, of a replayed one, and of recording, for one batch."""
+) -> tuple[int, int, int]:
+    """Return the operations (of products and convolutions) of a whole step, of a replayed one, and of recording a batch.
+
+    Counted, not timed: no time is the same twice, and a search that is bounded by trials alone is to repeat bit for bit.
+    """
     inputs, _ = next(iter(train.batches([np.arange(batch)], device=device, seed=(config.seed, 1))))
     with _evaluating(model), torch.no_grad(), autocast(device, config.precision):
         activation = record(model, cut, inputs)
@@ -468,20 +471,15 @@ def _measure(
         with replaying(model, cut):
             step(activation.clone(), *cut.carried(inputs))
 
-    # in evaluation mode: timing must not move the running statistics
+    # in evaluation mode: counting must not move the running statistics
     with _evaluating(model):
-        return _seconds(lambda: step(*inputs), device), _seconds(replayed, device), _seconds(making, device)
+        return _operations(lambda: step(*inputs)), _operations(replayed), _operations(making)
 
 
-def _seconds(function: Callable[[], None], device: torch.device) -> float:
-    taken = []
-    for _ in range(3):  # the first warms up
-        started = time.perf_counter()
+def _operations(function: Callable[[], None]) -> int:
+    with FlopCounterMode(display=False) as counter:
         function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - started)
-    return min(taken[1:])
+    return int(counter.get_total_flops())
 
 
 # --- files: the values, then the description, which commits ------------------------------------------------------------

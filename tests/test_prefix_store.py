@@ -197,11 +197,11 @@ def test_reuse_is_declined_with_a_reason(depth: int, memory: int, why: str) -> N
     assert why in told
 
 
-@pytest.mark.parametrize(("seconds", "used"), [((1.0, 0.5, 0.1), True), ((1.0, 0.9, 0.1), False)])
+@pytest.mark.parametrize(("operations", "used"), [((100, 50, 10), True), ((100, 90, 10), False)])
 def test_the_worker_reuses_where_a_gain_is_predicted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float, float], used: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operations: tuple[int, int, int], used: bool
 ) -> None:
-    monkeypatch.setattr("autoft.prefix_store._measure", lambda *_: seconds)
+    monkeypatch.setattr("autoft.prefix_store._measure", lambda *_: operations)
     splits = {"train": (TRAIN, encode(TRAIN)), "validation": (VALIDATION, encode(VALIDATION))}
     values = {}
     for reuse in (True, False):
@@ -213,3 +213,14 @@ def test_the_worker_reuses_where_a_gain_is_predicted(
         assert outcome.reuse.startswith("from stage1" if used else "declined: predicted gain") or not reuse
     assert values[True] == pytest.approx(values[False], abs=1e-5)
     assert (tmp_path / "prefix").exists() == used
+
+
+def test_deeper_cuts_predict_larger_gains(tmp_path: Path) -> None:
+    store = PrefixStore(None, memory=1 << 30)
+    told = [
+        store.plan(build(), CONVNET, config(freeze_depth=depth), split(TRAIN), split(VALIDATION), device=CPU)[1]
+        for depth in range(1, 5)
+    ]
+    gains = [float(words.rpartition(" ")[2]) for words in told]
+    assert gains == sorted(gains)
+    assert gains[0] < gains[-1]
