@@ -43,7 +43,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "driver",
         "engine",
         "processes",
-        "processes",
         "worker_process",
         "trials",
         "promotion",
