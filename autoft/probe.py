@@ -9,7 +9,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -92,6 +92,7 @@ class ProbeResult:
         reason: Why the backbone could not be probed, or None.
         score: The better one of `knn` and `linear`, or None.
         outputs: For the validation split, those that `score` was measured on.
+        kept: Whether the backbone is worth trials by the rule of `keep`; set by `probe_backbones`.
     """
 
     index: int
@@ -104,6 +105,7 @@ class ProbeResult:
     reason: str | None = None
     score: float | None = None
     outputs: Rows | None = field(default=None, repr=False, compare=False)
+    kept: bool = True
 
 
 # --- features -------------------------------------------------------------------------------------
@@ -473,6 +475,7 @@ def probe(
         knn = None
         if answers is not None:
             knn = objective.head.metrics(answers, wanted, objective.targets).get(objective.metric)
+        knn = None if knn is not None and not math.isfinite(knn) else knn
         linear = linear_probes(train, train_targets, validation, wanted, objective, device=device, seed=seed)
     except Exception as error:
         if classify(error) in ("data", "disk", "infra"):
@@ -482,7 +485,7 @@ def probe(
     finally:
         worker.free()
     score, outputs = linear.score, linear.outputs
-    if knn is not None and answers is not None and math.isfinite(knn) and is_better(objective.direction, knn, score):
+    if knn is not None and answers is not None and is_better(objective.direction, knn, score):
         score, outputs = knn, answers
     return ProbeResult(
         index,
@@ -517,7 +520,7 @@ def probe_backbones(
         seed: Of everything random.
 
     Returns:
-        One result a backbone, in the study's order.
+        One result a backbone, in the study's order, with `kept` set.
     """
     results = []
     for index, backbone in enumerate(backbones):
@@ -529,7 +532,7 @@ def probe_backbones(
     text = f"probes, best first: {', '.join(one.backbone for one in ranking)}"
     text += f"; left out: {', '.join(dropped)}" if dropped else "; all go on"
     listener(Event("probe", text, {"ranking": [one.index for one in ranking], "kept": list(kept)}))
-    return results
+    return [replace(one, kept=one.index in kept) for one in results]
 
 
 def kept_by_probe(results: Sequence[ProbeResult], objective: Objective, encoded: Rows, *, seed: int = 0) -> tuple[int, ...]:

@@ -75,7 +75,7 @@ def tagged(max_length: int | None = None) -> Setup:
 
 def learnable() -> tuple[Objective, Any, Any, Any, Any]:
     """Features of three classes that a linear head can tell apart."""
-    head = HEADS["image-classification"]
+    head = toy.autoft_heads()[0]  # its metrics are cheap
     targets = head.describe(["a", "b", "c"] * 40)
     generator = torch.Generator().manual_seed(0)
     wanted = torch.arange(120) % 3
@@ -252,6 +252,24 @@ def test_all_backbones_are_probed_and_told() -> None:
     assert told[2].data["reason"] == results[2].reason
     assert told[3].data["ranking"][-1] == 2
     assert {0, 2} <= set(told[3].data["kept"])
+    assert [one.index for one in results if one.kept] == told[3].data["kept"]
+
+
+def test_weak_backbone_is_left_out_by_name() -> None:
+    def blind() -> torch.nn.Module:
+        module = MLP.build()
+        for parameter in module.parameters():
+            parameter.data.zero_()
+        return module
+
+    setup, told = images(), list[Event]()
+    weak = replace(setup.backbone, name="toy/blind", build=blind)
+    results = probe_backbones([setup.backbone, weak], setup.objective, setup.worker, told.append, device=CPU)
+    assert [one.kept for one in results] == [True, False]
+    assert "left out: toy/blind" in told[-1].text
+    assert all(
+        one.kept for one in probe_backbones([weak, setup.backbone], setup.objective, setup.worker, told.append, device=CPU)
+    )
 
 
 def test_what_is_not_the_backbones_fault_is_raised() -> None:
