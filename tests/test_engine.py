@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from commands import ONE_THREAD
 from toy_training import TRAIN, VALIDATION, assert_equal_tensors, config
 
 from autoft.catalog import Catalog
@@ -253,6 +253,15 @@ def test_worker_takes_one_task_at_a_time_and_must_exist(two: Heard, tmp_path: Pa
     assert two.outcome(0).state == "complete"
 
 
+def test_key_of_the_connection_is_neither_on_the_command_line_nor_in_the_environment(two: Heard) -> None:
+    key = two.engine._key.hex()
+    for pid in two.engine.pids.values():
+        process = psutil.Process(pid)
+        assert "autoft-worker" in process.cmdline()
+        assert key not in " ".join(process.cmdline())
+        assert key not in " ".join(process.environ().values())
+
+
 # --- what cannot be sent ----------------------------------------------------------------------------
 
 
@@ -270,6 +279,14 @@ def test_part_that_cannot_be_pickled_is_named() -> None:
         ProcessEngine().start(replace(plain, backbones=(plain.backbones[0], strange)), 1)
     with pytest.raises(PluginError, match="the train split's samples"):
         ProcessEngine().start(replace(plain, splits={"train": ((Unsendable(),), torch.zeros(1))}), 1)  # type: ignore[dict-item]
+
+
+def test_setup_of_texts_goes_to_another_process_as_it_is() -> None:
+    fitted = toy.resolve(BackboneRequest("text", "none")).preprocessing.fit(["some words", "more"])
+    backbone = BackboneSetup("toy/text", "none", None, None, "pooled", None, fitted)
+    sent = pickle.loads(pickle.dumps(replace(make_setup(), backbones=(backbone,))))
+    assert sent.backbones == (backbone,)
+    assert sent.backbones[0].preprocessing.to_dict() == fitted.to_dict()
 
 
 def test_task_that_cannot_be_pickled_is_refused_and_the_worker_stays_free(two: Heard, tmp_path: Path) -> None:
@@ -300,8 +317,8 @@ def first_epoch(message: Message) -> bool:
 
 
 def test_killed_worker_is_told_the_other_goes_on_and_a_new_one_takes_up_the_trial(two: Heard, tmp_path: Path) -> None:
-    two.engine.submit(0, task(tmp_path, 0, epochs=60))
-    two.engine.submit(1, task(tmp_path, 1, epochs=120))
+    two.engine.submit(0, task(tmp_path, 0, epochs=24))
+    two.engine.submit(1, task(tmp_path, 1, epochs=60))
     two.until(lambda message: first_epoch(message) and message.worker == 0)
     os.kill(two.engine.pids[0], signal.SIGKILL)
     died = two.death()
@@ -309,15 +326,15 @@ def test_killed_worker_is_told_the_other_goes_on_and_a_new_one_takes_up_the_tria
     with pytest.raises(ValueError, match="worker 0 does not"):
         two.engine.submit(0, task(tmp_path, 2))
     two.engine.restart(0)
-    two.engine.submit(0, task(tmp_path, 0, epochs=60))  # before it is ready
+    two.engine.submit(0, task(tmp_path, 0, epochs=24))  # before it is ready
     waiting, heard = {0, 1}, list[Message]()
     while waiting:
         heard += (new := two.until(lambda message: isinstance(message, Ended)))
         waiting -= {ended.number for ended in new if isinstance(ended, Ended) and ended.outcome.state == "complete"}
     again = [message.report.epoch for message in heard if isinstance(message, Epoch) and message.number == 0]
-    assert again[-1] == 60
-    assert len(again) <= 60, "it went on from its checkpoint, whose epoch is told once more"
-    assert_equal_tensors(load_tensors(tmp_path / "trial-0" / WEIGHTS)[0], alone(task(tmp_path, 0, epochs=60), tmp_path))
+    assert again[-1] == 24
+    assert len(again) <= 24, "it went on from its checkpoint, whose epoch is told once more"
+    assert_equal_tensors(load_tensors(tmp_path / "trial-0" / WEIGHTS)[0], alone(task(tmp_path, 0, epochs=24), tmp_path))
 
 
 def test_worker_that_cannot_start_says_why(toy_path: None) -> None:
@@ -361,7 +378,7 @@ def start_driver(toy_site: Path, folder: Path) -> tuple[subprocess.Popen[str], l
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **ONE_THREAD},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert driver.stdout is not None
     for line in driver.stdout:
