@@ -91,6 +91,7 @@ class PrefixStore:
         self._disk = disk
         self._sharing = sharing
         self._held: dict[str, _Kept] = {}
+        self._fingerprints: dict[tuple[Any, ...], dict[int, str]] = {}
         self._cuts: dict[tuple[Any, ...], tuple[Cut | None, str]] = {}
         self._counted: dict[tuple[Any, ...], tuple[int, int, int]] = {}
 
@@ -139,7 +140,10 @@ class PrefixStore:
         if cut is None:
             return None, f"declined: {why}"
         model.freeze(config.freeze_depth)
-        weights = _fingerprints(model)
+        start = (backbone.name, backbone.weights, str(backbone.image_size), config.seed)  # the seed draws random weights
+        if start not in self._fingerprints:
+            self._fingerprints[start] = _fingerprints(model)
+        weights = self._fingerprints[start]
         made = {
             name: PrefixData(self, source, name, cut, model, config, weights[cut.depth], device)
             for name, source in (("train", train), ("validation", validation))

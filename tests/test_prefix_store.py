@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +225,32 @@ def test_deeper_cuts_predict_larger_gains(tmp_path: Path) -> None:
     gains = [float(words.rpartition(" ")[2]) for words in told]
     assert gains == sorted(gains)
     assert gains[0] < gains[-1]
+
+
+def test_activations_are_kept_in_the_dtype_of_training(tmp_path: Path) -> None:
+    settings = config(freeze_depth=2, epochs=2, precision="bf16")
+    wanted, _ = trained(settings, None, MLP)
+    found, _ = trained(settings, PrefixStore(tmp_path, memory=0), MLP)
+    assert losses(found) == pytest.approx(losses(wanted), abs=1e-3)  # batches of another size round elsewhere
+
+
+def stops(questions: list[bool]) -> bool:
+    """Say yes when no question is left."""
+    return questions.pop() if questions else True
+
+
+def test_an_interrupted_trial_goes_on_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoft.prefix_store._measure", lambda *_: (100, 50, 10))
+    splits = {"train": (TRAIN, encode(TRAIN)), "validation": (VALIDATION, encode(VALIDATION))}
+    outcomes = []
+    for name, asked in (("whole", 1000), ("interrupted", 8)):
+        worker = Worker(splits, objective(), device=CPU, memory=1 << 30, prefix=tmp_path / f"prefix-{name}")
+        job = Job(CONVNET, config(freeze_depth=2), "light", tmp_path / name)
+        questions = [False] * asked
+        outcome = worker.run(job, should_stop=partial(stops, questions))
+        outcomes.append(outcome if outcome.state == "complete" else worker.run(job))
+    assert [outcome.state for outcome in outcomes] == ["complete"] * 2
+    assert outcomes[0].best is not None
+    assert outcomes[1].best is not None
+    assert outcomes[0].best.metrics == outcomes[1].best.metrics
+    assert all(outcome.reuse.startswith("from stage1") for outcome in outcomes)
