@@ -119,7 +119,7 @@ def test_of_two_alike_the_cheaper_goes_first() -> None:
 
 
 def test_a_dear_promotion_waits_for_cheap_new_trials() -> None:
-    rest = [ended(number, 0.1 * number, seconds=1.0) for number in range(1, 6)]
+    rest = [ended(number, 0.02 * number, seconds=1.0) for number in range(1, 30)]
     dear, cheap = resting(0, 0.6, seconds=1000.0), resting(0, 0.6, seconds=1.0)
     assert next_action([dear, *rest], epochs=10, direction="maximize", may_start=True) == Start()
     assert next_action([cheap, *rest], epochs=10, direction="maximize", may_start=True) == Promote(0, 3)

@@ -282,7 +282,7 @@ METHODS: dict[str, Callable[[Recorded, Clock, int], None]] = {
 }
 
 
-def replay(path: Path, seeds: int, trials: float, *, reuse: bool) -> None:
+def replay(path: Path, seeds: range, trials: float, *, reuse: bool) -> None:
     """Print the regret of every method at shares of the seconds."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     recorded = Recorded(path, reuse=reuse)
@@ -295,13 +295,14 @@ def replay(path: Path, seeds: int, trials: float, *, reuse: bool) -> None:
         f"best tenth from {abs(ends[len(ends) // 10]):.4f}, median {abs(statistics.median(ends)):.4f}, "
         f"preset {abs(preset):.4f}\n"
         f"seconds an epoch {min(recorded.seconds):.3f} to {max(recorded.seconds):.3f}; "
-        f"budget {budget:.0f} s, as long as {trials:g} mean whole trials; {seeds} seeds; regret ± standard error\n"
+        f"budget {budget:.0f} s, as long as {trials:g} mean whole trials; "
+        f"{len(seeds)} seeds from {seeds.start}; regret ± standard error\n"
     )
     print("| method | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |")
     print("|---" * (len(SHARES) + 1) + "|")
     for name, method in METHODS.items():
         regrets = []
-        for seed in range(seeds):
+        for seed in seeds:
             clock = Clock(recorded, budget)
             try:
                 method(recorded, clock, seed)
@@ -327,14 +328,16 @@ def main() -> None:
     recording.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override a setting of the study")
     replaying = commands.add_parser("replay", help="replay searches against the curves")
     replaying.add_argument("--seeds", type=int, default=30)
-    replaying.add_argument("--trials", type=float, default=15, help="the budget, in mean whole trials (default: 15)")
+    replaying.add_argument("--first-seed", type=int, default=0)
+    replaying.add_argument("--trials", type=float, default=10, help="the budget, in mean whole trials (default: 10)")
     replaying.add_argument("--reuse", action="store_true", help="let frozen stages cost next to nothing")
     options = parser.parse_args()
     if options.command == "record":
         torch.set_num_threads(1)
         record(options.study, options.table, options.configs, options.epochs, options.set)
     else:
-        replay(options.table, options.seeds, options.trials, reuse=options.reuse)
+        seeds = range(options.first_seed, options.first_seed + options.seeds)
+        replay(options.table, seeds, options.trials, reuse=options.reuse)
 
 
 if __name__ == "__main__":
