@@ -1,4 +1,4 @@
-"""The driver: ask, train, tell, prune, and finish with a checked bundle; the one owner of a run's storage."""
+"""The driver: ask, train, pause and promote, tell, and finish with a checked bundle; the one owner of a run's storage."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,26 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from autoft.contest import Contest
 from autoft.errors import AutoftError, ConfigError, DataError, RepeatedBugError, RunError, first_line
 from autoft.events import Event, Listener
 from autoft.export.bundle import RECORDED_PACKAGES
-from autoft.files import read_json, sha256
+from autoft.files import read_json, sha256, write_json
 from autoft.finish import SearchResult, export_winner, nothing_trained, stored_result, summarize
 from autoft.preflight import KEPT_TRIALS, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
-from autoft.runfolder import RunFolder, open_run
+from autoft.probe import probe_backbones
+from autoft.promotion import Done, Promote, Start, next_action, rungs
+from autoft.runfolder import PROBES, RunFolder, open_run
 from autoft.space import Candidate, Space, build_space, choose_augmentation, shared_policies, suggest, train_config
 from autoft.specs import is_better
 from autoft.train import EpochReport, TrainConfig, choose_batch_size, choose_epochs, choose_precision
-from autoft.trials import Trials
-from autoft.worker import WEIGHTS, Failure, Job, Outcome, StopTrial, Worker, is_full_disk
+from autoft.trials import PAUSED, UNTIL, Trials
+from autoft.worker import WEIGHTS, Failure, Job, Outcome, PauseTrial, StopTrial, Worker, is_full_disk, settle
 
+ETA = 3  # one in so many trials goes on from each rung
+CONFIRM_SHARE = 0.2  # of the time limit, kept for training the best few again with other seeds
+SHARING = 3  # trials that are expected to use one store of what frozen stages give
 EQUAL_BUGS = 3  # equal bugs that stop a search: one may be the configuration's fault, three are ours
 
 
@@ -84,9 +91,15 @@ def search(
                 device=prepared.device,
                 memory=prepared.memory,
                 cache=run.tokens,
+                prefix=run.prefix,
+                reuse=config.search.reuse,
+                sharing=SHARING,
             )
             checked = preflight(prepared, worker, path, listener, export=not run.resumed)
-            return _Driver(prepared, run, worker, checked, listener, should_stop or (lambda: False), started).run()
+            result = _Driver(prepared, run, worker, checked, listener, should_stop or (lambda: False), started).run()
+            if not result.interrupted and run.prefix.exists():
+                shutil.rmtree(run.prefix)  # large, and of use to further trials alone, which make it again
+            return result
     except AutoftError:
         raise
     except Exception as error:
@@ -123,7 +136,7 @@ class _Driver:
         self.user_stops = should_stop
         self.config = prepared.config
         self.objective = prepared.objective
-        self.space = _space(prepared, checked)
+        self.space = self._without_weak(_space(prepared, checked))
         samples = len(prepared.samples["train"])
         trainer = self.config.trainer
         self.base: dict[str, Any] = {
@@ -142,7 +155,6 @@ class _Driver:
             self.config.name,
             self.objective.direction,
             self.space,
-            epochs=self.base["epochs"],
             seed=self.config.search.seed,
         )
         self.seconds_before = self.trials.recall("seconds", 0.0)
@@ -153,21 +165,76 @@ class _Driver:
     def run(self) -> SearchResult:
         """Run trials until the budget is spent or the user stops, then export the winner."""
         self._announce()
-        while not self.user_stops() and self.trials.finished() < self.config.search.trials:
-            if self._out_of_time() and self.trials.finished() > 0:
+        while True:
+            if self.user_stops():
+                return self._interrupted()
+            if self._out_of_time() and self.trials.best() is not None:
                 self.listener(Event("stopped", "the time limit is reached", {"reason": "time limit"}))
                 break
-            if not self._one_trial():
+            action = self._next_action()
+            if isinstance(action, Done):
                 break
-        if self.user_stops():
-            return self._interrupted()
+            trial = self.trials.ask() if isinstance(action, Start) else self.trials.resume(action.number)
+            until = action.until if isinstance(action, Promote) else self._first_stop(trial)
+            if not self._run_trial(trial, until) and self.user_stops():
+                return self._interrupted()
+        self._settle_all()
         return self._finish()
+
+    def _without_weak(self, space: Space) -> Space:
+        """Probe the backbones where there are several, and leave out the clearly weak ones; a resumed run remembers."""
+        if len(space.backbones) == 1 or not self.config.search.probe:
+            return space
+        file = self.folder.path / PROBES
+        if not file.exists():
+            results = probe_backbones(
+                space.backbones,
+                self.objective,
+                self.worker,
+                self.listener,
+                device=self.prepared.device,
+                seed=self.config.search.seed,
+            )
+            found = [
+                {"backbone": label, "knn": each.knn, "linear": each.linear, "reason": each.reason, "kept": each.kept}
+                for label, each in zip(space.labels, results, strict=True)
+            ]
+            write_json(file, {"probes": found})
+        kept = [index for index, each in enumerate(read_json(file)["probes"]) if each["kept"]]
+        return replace(
+            space,
+            backbones=tuple(space.backbones[index] for index in kept),
+            stages=tuple(space.stages[index] for index in kept),
+        )
 
     # --- trials -----------------------------------------------------------------------------------------------------
 
-    def _one_trial(self) -> bool:
-        """Run one trial and tell Optuna; return False when it was put back because the search must stop."""
-        trial = self.trials.ask()
+    def _next_action(self) -> Start | Promote | Done:
+        """Choose between a new trial, a paused one, and the end; seconds count only where time is limited.
+
+        What takes how long is never the same twice, so that a search bounded by trials alone leaves it out, and repeats.
+        """
+        if self.trials.broken_off():
+            return Start()
+        search = self.config.search
+        return next_action(
+            self.trials.progress(cost=search.time_limit is not None),
+            epochs=self.base["epochs"],
+            direction=self.objective.direction,
+            eta=ETA,
+            may_start=self.trials.started() < search.trials,
+        )
+
+    def _first_stop(self, trial: optuna.Trial) -> int:
+        """Return the epoch at which a trial pauses first, or goes on to where a kill came between."""
+        epochs: int = self.base["epochs"]
+        if trial.user_attrs.get("role") == "preset" or not self.config.search.prune:
+            return epochs
+        stored: int | None = trial.user_attrs.get(UNTIL)
+        return stored or rungs(epochs, eta=ETA)[0]
+
+    def _run_trial(self, trial: optuna.Trial, until: int) -> bool:
+        """Train one trial up to an epoch and tell Optuna; return False when it was put back because the search must stop."""
         candidate = suggest(trial, self.space)
         settings = train_config(candidate, self.objective.head, self.base)
         backbone = self.space.backbones[candidate.backbone]
@@ -175,24 +242,41 @@ class _Driver:
         if twin is not None:
             self._tell_twin(trial, twin)
             return True
-        self.listener(self._trial_event(trial, candidate))
+        done = trial.user_attrs.get("epochs", 0)
+        self.listener(self._trial_event(trial, candidate, done))
+        self.trials.start(trial, until)
         job = Job(backbone, settings, str(candidate.values["augmentation"]), self.folder.trial(trial.number))
         outcome = self.worker.run(
             job,
-            on_epoch=lambda report: self._epoch(trial, report, settings),
+            on_epoch=lambda report: self._epoch(trial, report, settings, until),
             should_stop=lambda: self.user_stops() or (self._out_of_time() and self.trials.best() is not None),
         )
         self._save_seconds()
         if outcome.state == "interrupted":
-            self.trials.put_back(trial)
-            return not self.user_stops()
+            if done:  # promoted, and stopped by time before its next epoch: it still has the epochs from before
+                self.trials.pause(trial, done)
+            else:
+                self.trials.put_back(trial)
+            return False
         if outcome.failure is not None:
             self._failed(trial, outcome, outcome.failure)
+        elif outcome.state == "paused":
+            self._paused(trial, outcome)
         else:
             self._tell(trial, outcome)
         return True
 
-    def _epoch(self, trial: optuna.Trial, report: EpochReport, settings: TrainConfig) -> None:
+    def _epoch(self, trial: optuna.Trial, report: EpochReport, settings: TrainConfig, until: int) -> None:
+        if report.epoch > trial.user_attrs.get("epochs", 0):  # else it was told when the trial was paused
+            self._tell_epoch(trial, report, settings)
+        if report.epoch == settings.epochs:
+            return
+        if self._out_of_time():
+            raise StopTrial("time limit")
+        if report.epoch >= until:
+            raise PauseTrial
+
+    def _tell_epoch(self, trial: optuna.Trial, report: EpochReport, settings: TrainConfig) -> None:
         self.trials.report(trial, report.value, report.epoch)
         self._save_seconds()
         self.listener(
@@ -212,33 +296,53 @@ class _Driver:
                 },
             )
         )
-        if report.epoch == settings.epochs:
-            return
-        if self._out_of_time():
-            raise StopTrial("time limit")
-        if self.config.search.prune and trial.number >= len(self.space.backbones) and trial.should_prune():
-            raise StopTrial("pruned")
 
     def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
-        best = outcome.best
-        if best is None:
-            raise AssertionError(f"trial {trial.number} ended as {outcome.state} without a best epoch")
-        leader = self.trials.best()
+        leads = self._leads(outcome)
         self.trials.tell(
             trial,
             TrialState.COMPLETE if outcome.state == "complete" else TrialState.PRUNED,
-            best.value if outcome.state == "complete" else None,
-            metrics=best.metrics,
-            best_epoch=best.epoch,
-            best_value=best.value,
-            epochs=outcome.epochs,
+            _best(outcome).value if outcome.state == "complete" else None,
             stopped=outcome.stopped,
-            seconds=round(outcome.seconds, 3),
-            micro_batch=outcome.micro_batch,
+            **_facts_of(trial, outcome),
         )
         self._collect_weights()
-        leads = leader is None or is_better(self.objective.direction, best.value, leader.user_attrs["best_value"])
-        self._end_event(trial.number, outcome.state, best.value, outcome.stopped, leads, outcome.seconds)
+        self._end_event(trial.number, outcome.state, _best(outcome).value, outcome.stopped, leads, outcome.seconds)
+
+    def _paused(self, trial: optuna.Trial, outcome: Outcome) -> None:
+        """Let a trial rest with its checkpoint."""
+        leads = self._leads(outcome)
+        self.trials.pause(trial, outcome.epochs, **_facts_of(trial, outcome))
+        self._end_event(
+            trial.number, "paused", _best(outcome).value, f"after epoch {outcome.epochs}", leads, outcome.seconds
+        )
+        self._settle_hopeless(outcome.epochs)
+
+    def _settle_hopeless(self, epoch: int) -> None:
+        """End the trials that rest after an epoch but can never be in the promoted share: checkpoints are large."""
+        resting = [trial for trial in self.trials.ranked() if trial.user_attrs.get(PAUSED) == epoch]
+        for trial in resting[max(1, self.config.search.trials // ETA) :]:
+            self._settle(trial)
+        self._collect_weights()
+
+    def _settle(self, resting: FrozenTrial) -> None:
+        """End a trial that rests: its best epoch counts as it is."""
+        trial = self.trials.resume(resting.number)
+        known = trial.user_attrs
+        folder, micro = self.folder.trial(trial.number), known.get("micro_batch")
+        reuse = known.get("reuse", "")
+        settle(folder, "pruned", "not promoted", seconds=known["seconds"], micro_batch=micro, reuse=reuse)
+        self.trials.tell(trial, TrialState.PRUNED, stopped="not promoted", paused=0)
+        self._end_event(trial.number, "pruned", known["best_value"], "not promoted", False, 0.0)
+
+    def _settle_all(self) -> None:
+        for trial in self.trials.paused():
+            self._settle(trial)
+        self._collect_weights()
+
+    def _leads(self, outcome: Outcome) -> bool:
+        leader = self.trials.best()
+        return leader is None or is_better(self.objective.direction, _best(outcome).value, leader.user_attrs["best_value"])
 
     def _failed(self, trial: optuna.Trial, outcome: Outcome, failure: Failure) -> None:
         """Record a typed failure; stop the search where going on cannot help."""
@@ -260,9 +364,9 @@ class _Driver:
         self._end_event(trial.number, "complete", twin.value, f"the same as trial {twin.number}", False, 0.0)
 
     def _collect_weights(self) -> None:
-        """Keep the weights of the preset and of the best trials; remove the others'."""
+        """Keep the weights of the preset and of the best trials, which are confirmed at the end; remove the others'."""
         ranked = self.trials.ranked()
-        kept = {trial.number for trial in ranked[: KEPT_TRIALS - 1]} | {0}
+        kept = {trial.number for trial in ranked[: max(KEPT_TRIALS - 1, self.config.search.confirm)]} | {0}
         for trial in ranked:
             if trial.number not in kept:
                 (self.folder.trial(trial.number) / WEIGHTS).unlink(missing_ok=True)
@@ -279,8 +383,16 @@ class _Driver:
         limit = self.config.search.time_limit
         if limit is None:
             return False
+        left = self._seconds_to_export()
+        return left is not None and left <= CONFIRM_SHARE * limit * (self.config.search.seeds > 1)
+
+    def _seconds_to_export(self) -> float | None:
+        """Return the seconds until the export must begin, or None where time is not limited."""
+        limit = self.config.search.time_limit
+        if limit is None:
+            return None
         # beside the export itself: the gate, which scores validation several times, and the test split
-        return self._spent() > limit - min(0.4 * limit, 2.0 * self.export_seconds + 4.0)
+        return limit - min(0.4 * limit, 2.0 * self.export_seconds + 4.0) - self._spent()
 
     def _seconds_left(self, report: EpochReport, settings: TrainConfig) -> float:
         """Estimate the seconds to the end of the trials from what epochs have cost so far."""
@@ -295,13 +407,26 @@ class _Driver:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def _finish(self) -> SearchResult:
-        winner = self.trials.best()
-        if winner is None:
+        if self.trials.best() is None:
             raise nothing_trained(self.trials, self.folder)
-        stored = stored_result(self.folder, winner)
+        chosen = Contest(
+            self.prepared,
+            self.folder,
+            self.worker,
+            self.space,
+            self.base,
+            self.trials,
+            self.listener,
+            should_stop=self.user_stops,
+            seconds_left=self._seconds_to_export,
+        ).choose()
+        if chosen is None:
+            return self._interrupted()
+        winner = chosen.trial
+        stored = stored_result(self.folder, chosen)
         if stored is None:
             self.listener(Event("export", f"exporting trial {winner.number} and checking it", {"trial": winner.number}))
-            stored = export_winner(winner, self.prepared, self.folder, self.worker, self.space, self.base, self.trials)
+            stored = export_winner(chosen, self.prepared, self.folder, self.worker, self.space, self.base, self.trials)
         self._save_seconds()
         result = summarize(self.trials, self.folder, self.objective.metric, stored)
         self.listener(
@@ -316,6 +441,7 @@ class _Driver:
         return result
 
     def _interrupted(self) -> SearchResult:
+        self.trials.rest()
         self._save_seconds()
         done = self.trials.finished()
         self.listener(
@@ -358,15 +484,17 @@ class _Driver:
             )
         )
 
-    def _trial_event(self, trial: optuna.Trial, candidate: Candidate) -> Event:
+    def _trial_event(self, trial: optuna.Trial, candidate: Candidate, done: int) -> Event:
         role = trial.user_attrs.get("role", "trial")
         shown = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
+        which = f"trial {trial.number}" + (f" ({role})" if role != "trial" else "")
         return Event(
             "trial",
-            f"trial {trial.number} ({role}): {shown}" if role != "trial" else f"trial {trial.number}: {shown}",
+            f"{which} goes on from epoch {done}" if done else f"{which}: {shown}",
             {
                 "trial": trial.number,
                 "role": role,
+                "from_epoch": done,
                 "backbone": self.space.labels[candidate.backbone],
                 "settings": dict(candidate.values),
             },
@@ -400,6 +528,26 @@ def _space(prepared: Prepared, checked: Checked) -> Space:
     if found:
         raise ConfigError(config.source, found)
     return space
+
+
+def _best(outcome: Outcome) -> EpochReport:
+    if outcome.best is None:
+        raise AssertionError(f"a trial ended as {outcome.state} without a best epoch")
+    return outcome.best
+
+
+def _facts_of(trial: optuna.Trial, outcome: Outcome) -> dict[str, Any]:
+    """Return what is stored with a trial of its training so far; the seconds of all its parts together."""
+    best = _best(outcome)
+    return {
+        "metrics": best.metrics,
+        "best_epoch": best.epoch,
+        "best_value": best.value,
+        "epochs": outcome.epochs,
+        "seconds": round(trial.user_attrs.get("seconds", 0.0) + outcome.seconds, 3),
+        "micro_batch": outcome.micro_batch,
+        "reuse": outcome.reuse or None,
+    }
 
 
 def _full_disk(path: Path, message: str) -> RunError:

@@ -11,15 +11,16 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from autoft.contest import Chosen
 from autoft.errors import RepeatedBugError, RunError
 from autoft.export.bundle import Trained, export_bundle, exported_facts
-from autoft.files import load_tensors, read_json, write_json
+from autoft.files import read_json, write_json
 from autoft.prepare import Prepared
 from autoft.runfolder import RunFolder
 from autoft.space import Candidate, Space, suggest, train_config
 from autoft.train import TrainConfig
 from autoft.trials import Trials
-from autoft.worker import WEIGHTS, Worker
+from autoft.worker import Worker
 
 RESULT = "result.json"
 GOLDEN_SAMPLES = 8
@@ -55,7 +56,7 @@ class SearchResult:
 
 
 def export_winner(
-    winner: FrozenTrial,
+    chosen: Chosen,
     prepared: Prepared,
     run: RunFolder,
     worker: Worker,
@@ -66,7 +67,7 @@ def export_winner(
     """Export a trial through the gate, and return what `result.json` now holds.
 
     Args:
-        winner: The trial; its weights are in its folder.
+        chosen: The winning trial, and the weights that stand for it.
         prepared: The study.
         run: Its folder.
         worker: Builds the model and has the data.
@@ -77,13 +78,13 @@ def export_winner(
     Raises:
         ExportError: The model cannot be exported, or the gate fails.
     """
+    winner = chosen.trial
     candidate = suggest(optuna.trial.FixedTrial(winner.params, winner.number), space)
-    settings = train_config(candidate, prepared.objective.head, base)
+    settings = train_config(candidate, prepared.objective.head, {**base, "seed": chosen.seed})
     shown = describe_settings(candidate, settings, space)
     backbone = space.backbones[candidate.backbone]
     model = worker.build(backbone, settings)
-    weights, _ = load_tensors(run.trial(winner.number) / WEIGHTS)
-    model.load_state_dict(weights)
+    model.load_state_dict(chosen.weights)
     # a continued run may find another winner; how often the test split was looked at belongs to the result
     scored = (_read_result(run) or {}).get("test_scored", 0) + 1
     facts = {
@@ -99,7 +100,9 @@ def export_winner(
         "training": {
             "trial": winner.number,
             "trials": trials.finished(),
-            "epoch": winner.user_attrs["best_epoch"],
+            "epoch": chosen.epoch,
+            "weights": chosen.made_of,
+            "confirmed": chosen.confirmed,
             "device": prepared.device.type,
             "precision": settings.precision,
             "settings": {**shown, "backbone": backbone.public_name},
@@ -124,10 +127,12 @@ def export_winner(
         "metric": prepared.objective.metric,
         "winner": {
             "trial": winner.number,
-            "epoch": winner.user_attrs["best_epoch"],
-            "value": winner.user_attrs["best_value"],
+            "epoch": chosen.epoch,
+            "value": chosen.value,
             "settings": shown,
+            "weights": chosen.made_of,
         },
+        "confirmed": chosen.confirmed,
         **exported_facts(exported),
         "test_scored": scored,
         "reports": exported.reports,
@@ -142,10 +147,14 @@ def describe_settings(candidate: Candidate, settings: TrainConfig, space: Space)
     return {"backbone": space.labels[candidate.backbone], **candidate.values, **fixed, "seed": settings.seed}
 
 
-def stored_result(run: RunFolder, winner: FrozenTrial) -> dict[str, Any] | None:
-    """Return the result of an earlier session if it is of this winner and its bundle is still there."""
+def stored_result(run: RunFolder, chosen: Chosen) -> dict[str, Any] | None:
+    """Return the result of an earlier session if it is of these weights and its bundle is still there."""
     stored = _read_result(run)
-    if stored is None or stored["winner"]["trial"] != winner.number or not (run.bundle / "autoft.json").exists():
+    if stored is None:
+        return None
+    winner = stored["winner"]
+    same = (winner["trial"], winner["value"], winner["weights"]) == (chosen.trial.number, chosen.value, chosen.made_of)
+    if not same or not (run.bundle / "autoft.json").exists():
         return None
     return stored
 
@@ -153,13 +162,14 @@ def stored_result(run: RunFolder, winner: FrozenTrial) -> dict[str, Any] | None:
 def summarize(trials: Trials, run: RunFolder, metric: str, stored: Mapping[str, Any] | None) -> SearchResult:
     """Return the result of a session; `stored` is None where it was interrupted."""
     best = trials.best()
+    winner = stored["winner"] if stored else None
     preset = next((trial.user_attrs.get("best_value") for trial in trials.all()), None)
     return SearchResult(
         run=run.path,
         bundle=run.bundle if stored else None,
         metric=metric,
-        trial=best.number if best else None,
-        value=best.user_attrs["best_value"] if best else None,
+        trial=winner["trial"] if winner else best.number if best else None,
+        value=winner["value"] if winner else best.user_attrs["best_value"] if best else None,
         preset=preset,
         test=stored["test"] if stored else {},
         test_error=stored["test_error"] if stored else None,

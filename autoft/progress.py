@@ -114,7 +114,8 @@ class _LiveView:
             progress.update(self._trials, note=f"{self._best}about {duration(data['seconds_left'])} left")
             return
         elif event.kind == "trial_end" and self._trials is not None:
-            progress.advance(self._trials)
+            if data.get("state") != "paused":
+                progress.advance(self._trials)
             if data["best"]:
                 self._best = f"best {data['value']:.4f} (trial {data['trial']}), "
         elif event.kind == "export" and self._trials is not None and self._epochs is not None:

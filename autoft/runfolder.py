@@ -20,6 +20,8 @@ from autoft.files import append_line, read_json, write_json, write_text
 LOCK = "lock.json"
 STUDY = "study.db"
 TOKENS = "tokens"  # texts as tokens, made before anything is searched
+PREFIX = "prefix"  # what frozen stages give, shared by trials
+PROBES = "probe.json"
 HELD = ".held"
 SHOWN_DIFFERENCES = 5
 
@@ -47,6 +49,11 @@ class RunFolder:
     def tokens(self) -> Path:
         """Where texts are kept as tokens."""
         return self.path / TOKENS
+
+    @property
+    def prefix(self) -> Path:
+        """Where the outputs of frozen stages are kept while the search goes on."""
+        return self.path / PREFIX
 
     @property
     def study(self) -> Path:
@@ -117,7 +124,7 @@ def _traceless(path: Path) -> Iterator[None]:
         yield
     except BaseException:
         if not (path / STUDY).exists():
-            for name in (LOCK, "study.yaml", "log.jsonl"):
+            for name in (LOCK, "study.yaml", "log.jsonl", PROBES):
                 (path / name).unlink(missing_ok=True)
             if (path / TOKENS).is_dir():
                 shutil.rmtree(path / TOKENS)

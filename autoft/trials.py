@@ -1,4 +1,4 @@
-"""What a run's Optuna study holds: asks for trials, puts interrupted ones back, and knows which is the best."""
+"""What a run's Optuna study holds: asks for trials, pauses and continues them, and knows which is the best."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DatabaseError
 
 from autoft.errors import RunError, first_line
+from autoft.promotion import Progress
 from autoft.runfolder import STUDY
-from autoft.space import Space
+from autoft.space import Space, suggest
 from autoft.specs import Direction
 from autoft.worker import is_full_disk
 
 STARTUP_TRIALS = 8  # random points before TPE has enough to model
-PRUNE_AFTER_TRIALS = 4
+# User attributes of a trial. A paused trial is RUNNING for Optuna, which knows no other word for one that is neither
+# finished nor to be handed out by `ask`; when the session ends before the search, it is WAITING.
+PAUSED = "paused"  # the epoch after which it rests; 0 while it trains
+UNTIL = "until"  # the epoch that it trains to
 
 
 class Trials:
@@ -32,31 +36,109 @@ class Trials:
         name: The study's name.
         direction: Of the metric.
         space: Its presets are queued first, one a backbone.
-        epochs: Of a trial; the first quarter of them is not pruned.
         seed: Of the search.
 
     Raises:
         RunError: The file is damaged.
     """
 
-    def __init__(self, database: Path, name: str, direction: Direction, space: Space, *, epochs: int, seed: int) -> None:
+    def __init__(self, database: Path, name: str, direction: Direction, space: Space, *, seed: int) -> None:
         self.direction = direction
         self._seed = seed
-        self._study = _open(database, name, direction, epochs)
+        self._space = space
+        self._study = _open(database, name, direction)
         # the preset first, on the first backbone; then on each other one, for an honest first score of all; a kill may
         # have come after some of them
         for index in range(len(self._study.trials), len(space.labels)):
             label = space.labels[index]
             self._study.enqueue_trial(space.preset_of(index), user_attrs={"role": "preset", "backbone": label})
-        for trial in self.all(TrialState.RUNNING):
-            # whoever ran it is gone; its checkpoint continues it
-            self._study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        for trial in self.all(TrialState.RUNNING, TrialState.WAITING):
+            # whoever ran it is gone; its checkpoint continues it, now or when it is promoted
+            self._set_state(trial, TrialState.RUNNING if trial.user_attrs.get(PAUSED) else TrialState.WAITING)
 
     def ask(self) -> optuna.Trial:
         """Start the next trial: the first that waits, or a new one."""
-        waiting = [trial.number for trial in self.all(TrialState.WAITING)]
-        self._study.sampler = _Sampler(self._seed, min(waiting, default=len(self.all())))
+        if not self.all(TrialState.WAITING):
+            self._study.enqueue_trial(self._propose(len(self.all())))
         return self._study.ask()
+
+    def queue(self, params: dict[str, Any], **facts: Any) -> None:
+        """Queue a trial of given parameters before what the sampler proposes; `facts` are stored with it."""
+        self._study.enqueue_trial(params, user_attrs=facts)
+
+    def _propose(self, number: int) -> dict[str, Any]:
+        """Return the parameters of a new trial: TPE's, from all that is known now.
+
+        TPE sees a copy of the study in memory, in which a paused trial counts as one that was stopped early: of a RUNNING
+        one it would assume the worst. The sampler is made anew from (seed, number), so that a resumed search proposes what
+        an uninterrupted one does, without storing the sampler.
+        """
+        seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        copy = optuna.create_study(direction=self.direction, sampler=sampler)
+        for trial in self.all():
+            if trial.user_attrs.get(PAUSED):
+                trial = optuna.trial.create_trial(
+                    state=TrialState.PRUNED,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    intermediate_values=trial.intermediate_values,
+                )
+            copy.add_trial(trial)
+        asked = copy.ask()
+        suggest(asked, self._space)
+        return asked.params
+
+    def broken_off(self) -> bool:
+        """Return whether a trial was broken off in the middle by a kill or an interruption; `ask` takes it up."""
+        return any(UNTIL in trial.user_attrs for trial in self.all(TrialState.WAITING))
+
+    def start(self, trial: optuna.Trial, until: int) -> None:
+        """Note that a trial trains now, and how far."""
+        trial.set_user_attr(UNTIL, until)
+        trial.set_user_attr(PAUSED, 0)
+
+    def pause(self, trial: optuna.Trial, epoch: int, **facts: Any) -> None:
+        """Let a trial rest after an epoch; `facts` are stored with it, where they are not None."""
+        for name, fact in facts.items():
+            if fact is not None:
+                trial.set_user_attr(name, fact)
+        trial.set_user_attr(PAUSED, epoch)
+
+    def paused(self) -> list[FrozenTrial]:
+        """Return the trials that rest."""
+        return [trial for trial in self.all(TrialState.RUNNING) if trial.user_attrs.get(PAUSED)]
+
+    def resume(self, number: int) -> optuna.Trial:
+        """Return a trial that rests, to be trained on."""
+        return optuna.Trial(self._study, self.all()[number]._trial_id)
+
+    def rest(self) -> None:
+        """Mark what is paused as WAITING: nothing runs after this session."""
+        for trial in self.paused():
+            self._set_state(trial, TrialState.WAITING)
+
+    def started(self) -> int:
+        """Return how many trials have begun, in whatever state they are now; those put back have not."""
+        return len(self.all()) - len(self.all(TrialState.WAITING))
+
+    def progress(self, *, cost: bool) -> list[Progress]:
+        """Return the trials as the promotion policy sees them; those that failed or wait are left out.
+
+        Args:
+            cost: Whether measured seconds may decide. Without them the same seed repeats the same search.
+        """
+        seen = []
+        for trial in self.all(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED):
+            known = trial.user_attrs
+            if "duplicate_of" in known:
+                continue
+            steps = sorted(trial.intermediate_values.items())
+            state = "ended" if trial.state.is_finished() else "paused" if known.get(PAUSED) else "running"
+            seconds = known.get("seconds", 0.0) / max(1, len(steps)) if cost else 0.0
+            values = tuple(value for _, value in steps)
+            seen.append(Progress(trial.number, values, seconds, state, known.get("role") == "preset"))  # type: ignore[arg-type]
+        return seen
 
     def report(self, trial: optuna.Trial, value: float, epoch: int) -> None:
         """Store an epoch's value, unless it is there already, from before a kill."""
@@ -72,7 +154,10 @@ class Trials:
 
     def put_back(self, trial: optuna.Trial) -> None:
         """Queue a trial again under its own number: `ask` takes it up, and its checkpoint continues it."""
-        self._study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        self._set_state(trial, TrialState.WAITING)
+
+    def _set_state(self, trial: optuna.Trial | FrozenTrial, state: TrialState) -> None:
+        self._study._storage.set_trial_state_values(trial._trial_id, state=state)  # Optuna has no public call for it
 
     def all(self, *states: TrialState) -> list[FrozenTrial]:
         """Return all trials, or those in some states, in order."""
@@ -86,7 +171,7 @@ class Trials:
         return None
 
     def ranked(self) -> list[FrozenTrial]:
-        """Return the trials that left weights, finished or stopped early, best first.
+        """Return the trials that left weights, finished, paused or stopped early, best first.
 
         Among equals the earlier one leads: the preset is trial 0, and nothing beats it by noughts.
         """
@@ -95,8 +180,8 @@ class Trials:
             value: float = trial.user_attrs["best_value"]
             return (-value if self.direction == "maximize" else value, trial.number)
 
-        finished = self.all(TrialState.COMPLETE, TrialState.PRUNED)
-        return sorted((trial for trial in finished if "best_value" in trial.user_attrs), key=rank)
+        left = self.all(TrialState.COMPLETE, TrialState.PRUNED) + self.paused()
+        return sorted((trial for trial in left if "best_value" in trial.user_attrs), key=rank)
 
     def best(self) -> FrozenTrial | None:
         """Return the best trial so far."""
@@ -108,7 +193,12 @@ class Trials:
 
     def counts(self) -> dict[str, int]:
         """Return the number of trials in each state."""
-        return dict(Counter(trial.state.name.lower() for trial in self.all()))
+        return dict(
+            Counter(
+                "paused" if trial.user_attrs.get(PAUSED) and not trial.state.is_finished() else trial.state.name.lower()
+                for trial in self.all()
+            )
+        )
 
     def recall(self, name: str, default: float) -> float:
         """Return a number that was stored with the study, such as the seconds spent; the default where there is none."""
@@ -120,7 +210,7 @@ class Trials:
         self._study.set_user_attr(name, value)
 
 
-def _open(database: Path, name: str, direction: Direction, epochs: int) -> optuna.Study:
+def _open(database: Path, name: str, direction: Direction) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # autoft reports trials itself
     try:
         return optuna.create_study(
@@ -128,7 +218,8 @@ def _open(database: Path, name: str, direction: Direction, epochs: int) -> optun
             study_name=name,
             direction=direction,
             load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=PRUNE_AFTER_TRIALS, n_warmup_steps=max(1, epochs // 4)),
+            sampler=optuna.samplers.RandomSampler(),  # never asked: every trial's parameters are queued
+            pruner=optuna.pruners.NopPruner(),
         )
     except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
         if is_full_disk(error):
@@ -146,46 +237,3 @@ def _storage(database: Path) -> optuna.storages.RDBStorage:
         return sqlite3.connect(database, check_same_thread=False)
 
     return optuna.storages.RDBStorage(f"sqlite:///{STUDY}", engine_kwargs={"creator": connect})
-
-
-class _Sampler(optuna.samplers.BaseSampler):
-    """Optuna's TPE, reseeded for each trial and each independent parameter.
-
-    So a resumed search asks as an uninterrupted one, even where a kill came when some of a trial's parameters were stored
-    already: these take no random number any more.
-
-    Args:
-        seed: The search's seed.
-        number: The trial's.
-    """
-
-    def __init__(self, seed: int, number: int) -> None:
-        self._key = (seed, number)
-        self._relative = self._tpe()
-
-    def _tpe(self, *more: int) -> optuna.samplers.TPESampler:
-        seed = int(np.random.SeedSequence((*self._key, *more)).generate_state(1)[0])
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
-    ) -> dict[str, optuna.distributions.BaseDistribution]:
-        return self._relative.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self,
-        study: optuna.Study,
-        trial: optuna.trial.FrozenTrial,
-        search_space: dict[str, optuna.distributions.BaseDistribution],
-    ) -> dict[str, Any]:
-        return self._relative.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: optuna.trial.FrozenTrial,
-        param_name: str,
-        param_distribution: optuna.distributions.BaseDistribution,
-    ) -> Any:
-        sampler = self._tpe(*param_name.encode())
-        return sampler.sample_independent(study, trial, param_name, param_distribution)

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Engine
 
 from autoft import finish, preflight, trials
 
-SETTINGS = ("search.trials=6", "trainer.epochs=3")
+SETTINGS = ("search.trials=6", "trainer.epochs=3", "search.prune=true")
 
 
 class Writes:
@@ -61,7 +61,7 @@ def in_child(data: Path, run: Path, writes: Writes, fatal: int) -> int:
 def main() -> None:
     data, folder, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
-    trials.STARTUP_TRIALS, trials.PRUNE_AFTER_TRIALS = 3, 2
+    trials.STARTUP_TRIALS = 3
     finish.export_bundle = fake_export  # type: ignore[assignment]
     preflight.to_onnx = lambda *arguments, **named: None  # type: ignore[assignment]
     writes = Writes()

@@ -1,0 +1,249 @@
+"""The last round: trains the best few trials and the preset over several seeds, and chooses the weights to export.
+
+What is enough of a gain, and what to train with the time that is left, `confirm.py` decides; `soup.py` mixes weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from torch import Tensor
+
+from autoft.confirm import Contender, judge, plan
+from autoft.events import Event, Listener
+from autoft.files import load_tensors
+from autoft.prepare import Prepared
+from autoft.runfolder import RunFolder
+from autoft.soup import greedy_soup
+from autoft.space import Space, suggest, train_config
+from autoft.specs import is_better
+from autoft.train import TrainConfig, predict
+from autoft.trials import Trials
+from autoft.worker import WEIGHTS, Job, Outcome, Worker, load_outcome
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is exported.
+
+    Attributes:
+        trial: The trial whose settings won.
+        weights: The model's state.
+        value: Validation metric of these weights.
+        epoch: The epoch that they, or the first of them where they are mixed, are from.
+        seed: The seed that they were trained with.
+        made_of: How they came about, in words.
+        confirmed: What training over seeds gave, JSON-ready; empty where it was not done.
+    """
+
+    trial: FrozenTrial
+    weights: Mapping[str, Tensor]
+    value: float
+    epoch: int
+    seed: int
+    made_of: str
+    confirmed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """One training of a contender: a seed, its best epoch's value, and where the weights are."""
+
+    seed: int
+    value: float
+    epoch: int
+    weights: Any  # the file
+
+
+class Contest:
+    """Trains the best trials and the preset again with other seeds, and chooses.
+
+    Trainings are kept in the run folder under `confirm/TRIAL-SEED/`, so that a kill loses at most an epoch.
+
+    Args:
+        prepared: The study.
+        run: Its folder.
+        worker: Trains.
+        space: Makes settings of trials' parameters.
+        base: Settings of the trainer that are not searched.
+        trials: All trials, none of them paused.
+        listener: Hears of each training, and of the verdict.
+        should_stop: Whether the user wants to stop.
+        seconds_left: Seconds for this round, or None for no limit.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        run: RunFolder,
+        worker: Worker,
+        space: Space,
+        base: Mapping[str, Any],
+        trials: Trials,
+        listener: Listener,
+        *,
+        should_stop: Callable[[], bool],
+        seconds_left: Callable[[], float | None],
+    ) -> None:
+        self.prepared, self.run, self.worker, self.space = prepared, run, worker, space
+        self.base, self.trials, self.listener = base, trials, listener
+        self.user_stops, self.seconds_left = should_stop, seconds_left
+        self.direction = prepared.objective.direction
+
+    def choose(self) -> Chosen | None:
+        """Return what is exported, or None where the user stopped; there must be a trial that left weights."""
+        search = self.prepared.config.search
+        ranked = self.trials.ranked()
+        preset = next((trial for trial in ranked if trial.number == 0), None)
+        contenders = ranked[: search.confirm]
+        if preset is not None and preset not in contenders:
+            contenders = [*contenders, preset]
+        if search.seeds == 1 or len(contenders) == 1:
+            return self._single(ranked[0])
+        trained = self._train_all(contenders)
+        if trained is None:
+            return None
+        able = [trial for trial in contenders if trained[trial.number]]
+        if not able:  # no time for any training to its end: the best trial as it is
+            return self._single(ranked[0])
+        verdict = judge(
+            [
+                Contender(trial.number, trial is preset, tuple(each.value for each in trained[trial.number]))
+                for trial in able
+            ],
+            self.direction,
+        )
+        winner = next(trial for trial in able if trial.number == verdict.winner)
+        self.listener(
+            Event(
+                "confirm", f"trial {winner.number} is the winner: {verdict.reason}", {"stage": "verdict", **asdict(verdict)}
+            )
+        )
+        values = {str(number): {str(each.seed): each.value for each in found} for number, found in trained.items()}
+        return self._mixed(winner, trained[winner.number], {**asdict(verdict), "values": values})
+
+    def _single(self, trial: FrozenTrial) -> Chosen:
+        weights, _ = load_tensors(self.run.trial(trial.number) / WEIGHTS)
+        known = trial.user_attrs
+        return Chosen(trial, weights, known["best_value"], known["best_epoch"], self.base["seed"], "one training")
+
+    def _train_all(self, contenders: list[FrozenTrial]) -> dict[int, list[_Trained]] | None:
+        search, first = self.prepared.config.search, int(self.base["seed"])
+        trained: dict[int, list[_Trained]] = {trial.number: [] for trial in contenders}
+        whole: dict[int, float] = {}
+        for trial in contenders:
+            known = trial.user_attrs
+            whole[trial.number] = known["seconds"] / known["epochs"] * self.base["epochs"]
+            if trial.state == TrialState.COMPLETE:  # with the first seed, it has been trained to its end
+                file = self.run.trial(trial.number) / WEIGHTS
+                trained[trial.number].append(_Trained(first, known["best_value"], known["best_epoch"], file))
+        done = {(number, 0) for number, found in trained.items() if found}
+        preset = 0 if 0 in trained else None
+        wanted = plan(
+            [trial.number for trial in contenders],
+            preset=preset,
+            seeds=search.seeds,
+            seconds=whole,
+            seconds_left=self.seconds_left(),
+            done=done,
+        )
+        for index, (number, offset) in enumerate(wanted):
+            trial = next(trial for trial in contenders if trial.number == number)
+            outcome = self._train(trial, first + offset, index + 1, len(wanted))
+            if outcome.state == "interrupted":
+                if self.user_stops():
+                    return None
+                break  # out of time: what is there decides
+            if outcome.best is not None:
+                file = self._folder(number, first + offset) / WEIGHTS
+                trained[number].append(_Trained(first + offset, outcome.best.value, outcome.best.epoch, file))
+        return trained
+
+    def _folder(self, number: int, seed: int) -> Any:
+        return self.run.path / "confirm" / f"{number}-{seed}"
+
+    def _train(self, trial: FrozenTrial, seed: int, place: int, of: int) -> Outcome:
+        candidate, settings = self._settings(trial, seed)
+        backbone = self.space.backbones[candidate.backbone]
+        job = Job(backbone, settings, str(candidate.values["augmentation"]), self._folder(trial.number, seed))
+
+        def stop() -> bool:
+            left = self.seconds_left()
+            return self.user_stops() or (left is not None and left <= 0)
+
+        finished = load_outcome(job.folder)
+        outcome = finished or self.worker.run(job, should_stop=stop)
+        if finished or outcome.state == "interrupted":
+            return outcome  # told in the session that trained it
+        metric = self.prepared.objective.metric
+        said = f"{metric} {outcome.best.value:.4f}" if outcome.best else outcome.stopped
+        self.listener(
+            Event(
+                "confirm",
+                f"confirming {place}/{of}: trial {trial.number} with seed {seed}: {said}",
+                {
+                    "stage": "training",
+                    "trial": trial.number,
+                    "seed": seed,
+                    "state": outcome.state,
+                    "value": outcome.best.value if outcome.best else None,
+                    "seconds": round(outcome.seconds, 3),
+                },
+            )
+        )
+        return outcome
+
+    def _settings(self, trial: FrozenTrial, seed: int) -> tuple[Any, TrainConfig]:
+        candidate = suggest(optuna.trial.FixedTrial(trial.params, trial.number), self.space)
+        settings = train_config(candidate, self.prepared.objective.head, self.base)
+        return candidate, replace(settings, seed=seed)
+
+    def _mixed(self, winner: FrozenTrial, trained: list[_Trained], confirmed: Mapping[str, Any]) -> Chosen:
+        """Return the winner's best single training, or a greedy soup of its trainings where that is strictly better."""
+        best = trained[0]
+        for each in trained[1:]:
+            if is_better(self.direction, each.value, best.value):
+                best = each
+        single, _ = load_tensors(best.weights)
+        chosen = Chosen(winner, single, best.value, best.epoch, best.seed, f"the training with seed {best.seed}", confirmed)
+        if not self.prepared.config.search.soup or len(trained) == 1:
+            return chosen
+        ordered = [best, *sorted((each for each in trained if each is not best), key=lambda each: each.value)]
+        if self.direction == "maximize":
+            ordered[1:] = ordered[1:][::-1]
+        candidate, settings = self._settings(winner, best.seed)
+        backbone = self.space.backbones[candidate.backbone]
+        model = self.worker.build(backbone, settings)
+        model.to(self.prepared.device)
+        validation = self.worker.data("validation", backbone)
+        objective = self.prepared.objective
+
+        def score(weights: Mapping[str, Tensor]) -> float:
+            model.load_state_dict(dict(weights))
+            outputs = predict(
+                model,
+                validation,
+                device=self.prepared.device,
+                batch_size=max(64, 2 * settings.batch_size),
+                precision=settings.precision,
+            )
+            value: float = objective.head.metrics(outputs, validation.targets, objective.targets)[objective.metric]
+            return value
+
+        weights, members = greedy_soup([load_tensors(each.weights)[0] for each in ordered], score, self.direction)
+        value = score(weights)
+        if len(members) < 2 or not is_better(self.direction, value, best.value):
+            return chosen
+        seeds = ", ".join(str(ordered[member].seed) for member in members)
+        self.listener(
+            Event(
+                "confirm",
+                f"the mean of the weights of seeds {seeds} is better than any of them: {objective.metric} {value:.4f}",
+                {"stage": "soup", "seeds": [ordered[member].seed for member in members], "value": value},
+            )
+        )
+        return replace(chosen, weights=weights, value=value, made_of=f"the mean of the weights of seeds {seeds}")
