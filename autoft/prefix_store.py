@@ -114,7 +114,7 @@ class PrefixStore:
         """Decide whether a trial shall start at its frozen stages' stored output.
 
         It shall where the predicted gain is at least `SMALLEST_GAIN`: a step's operations with the whole model, over those
-        of a replayed step and of its share in making what is not stored yet. All three are counted on one batch.
+        of a replayed step and of its share in making the store. All three are counted on one batch.
 
         Args:
             model: As built, before any training; moved to `device`.
@@ -163,8 +163,9 @@ class PrefixStore:
             if counted not in self._counted:
                 self._counted[counted] = _measure(model, cut, train, config, batch, device)
             full, replayed, making = self._counted[counted]
-            missing = sum(not made["train"].exists(view) for view in range(1, views + 1))
-            gain = full / max(1, replayed + making * missing / config.epochs / self._sharing)
+            # counted also where the store exists: else the decision, and with it the last bits of a trial, would depend on
+            # what ran before, and a resumed search would differ from an uninterrupted one
+            gain = full / max(1, replayed + making * views / config.epochs / self._sharing)
             if gain < SMALLEST_GAIN:
                 return None, f"declined: predicted gain {gain:.2f}"
             told = f"from {cut.module or 'the features'} (depth {cut.depth}), predicted gain {gain:.2f}"

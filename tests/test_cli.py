@@ -79,7 +79,7 @@ def test_search_prints_its_result_to_stdout_and_all_else_to_stderr(finished: Fin
         r"trial \d: accuracy [01]\.\d{4} on validation \(preset [01]\.\d{4}\), [01]\.\d{4} ± [01]\.\d{4} on test",
         shown["best"],
     )
-    assert shown["trials"] == "3 complete"
+    assert shown["trials"] == "1 complete, 2 pruned"
     assert shown["bundle"] == str(finished.path / "bundle")
     assert shown["next"] == f"autoft predict {finished.path / 'bundle'} INPUTS..."
     lines = finished.err.splitlines()
@@ -108,9 +108,9 @@ def test_bundle_is_complete(finished: FinishedRun) -> None:
 def test_run_folder_is_complete_and_shows_in_optuna(finished: FinishedRun) -> None:
     names = {path.name for path in finished.path.iterdir()}
     assert {"study.yaml", "lock.json", "study.db", "trials", "bundle", "log.jsonl", "result.json"} <= names
-    assert [trial["state"] for trial in table(finished.path)] == ["COMPLETE"] * 3
+    assert [trial["state"] for trial in table(finished.path)] == ["COMPLETE", "PRUNED", "PRUNED"]
     events = json_lines((finished.path / "log.jsonl").read_text())
-    assert [event["event"] for event in events].count("epoch") == 6
+    assert [event["event"] for event in events].count("epoch") == 2 + 1 + 1
     assert events[-1]["event"] == "done"
 
 
@@ -132,18 +132,19 @@ def test_finished_run_typed_again_answers_at_once_and_changes_nothing(
 
 @pytest.mark.usefixtures("toys", "fast_export")
 def test_json_prints_every_event_as_a_line_of_json_and_nothing_else(run: Command, here: Path, toy_images: Path) -> None:
-    result = run("search", toy_images, "-b", "toy/mlp", "--trials", 2, "--epochs", 1, "--json")
+    result = run("search", toy_images, "-b", "toy/mlp", "--trials", 2, "--epochs", 1, "--json", "--set", "search.soup=false")
     assert (result.code, result.err) == (0, "")
     events = json_lines(result.out)
     kinds = [event["event"] for event in events]
     assert kinds == [
         "data", "data", "preflight", "search",
         "trial", "epoch", "trial_end", "trial", "epoch", "trial_end",
-        "export", "done",
+        *["confirm"] * (4 + 1), "export", "done",
     ]  # fmt: skip
     done = events[-1]
     assert done["bundle"] == "runs/stripes/bundle"
-    assert done["winner"]["value"] == max(event["value"] for event in events if event["event"] == "trial_end")
+    winner = str(done["winner"]["trial"])
+    assert done["winner"]["value"] == max(done["confirmed"]["values"][winner].values()), "its best seed"
     assert (here / done["bundle"]).is_dir()
 
 
@@ -198,7 +199,7 @@ def test_terminal_gets_a_live_view(toy_images: Path, toy_env: dict[str, str], tm
     assert "bundle" in out
     text = shown.decode()
     assert "\x1b[" in text
-    for words in ("trials", "trial 0", "2/2", "best ", "left", "trial 1 complete", "exporting trial"):
+    for words in ("trials", "trial 0", "2/2", "best ", "left", "trial 1 pruned", "exporting trial"):
         assert words in text, words
     assert "epoch 1/2" not in text, "the bar shows it"
 
