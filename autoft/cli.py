@@ -480,7 +480,7 @@ def _columns(names: Sequence[str] | None) -> str | None:
 
 def _print_result(result: SearchResult, brief: bool) -> None:
     if result.bundle is None:
-        ended = sum(count for state, count in result.trials.items() if state not in ("waiting", "running"))
+        ended = sum(count for state, count in result.trials.items() if state not in ("waiting", "running", "paused"))
         print(
             f"stopped; {result.run} keeps all that was done (trials ended: {ended}), and the same command goes on",
             file=sys.stderr,
