@@ -168,7 +168,7 @@ class _Driver:
         while True:
             if self.user_stops():
                 return self._interrupted()
-            if self._out_of_time() and self.trials.best() is not None:
+            if self._out_of_time() and (self.trials.best() is not None or self.trials.finished() > 0):
                 self.listener(Event("stopped", "the time limit is reached", {"reason": "time limit"}))
                 break
             action = self._next_action()
