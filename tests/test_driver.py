@@ -664,17 +664,17 @@ def test_resolved_study_starts_the_same_run_again(finished: Any, tmp_path: Path)
     shutil.copytree(finished.path, run)
     result = search(run / "study.yaml", output=run)
     assert result.trial == read_json(finished.path / "result.json")["winner"]["trial"]
-    assert result.trials == {"complete": 3}
+    assert result.trials == {"complete": 1, "pruned": 2}
 
 
 def test_data_may_move(finished: Any, toy_images: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished.path, run)
     shutil.copytree(toy_images, tmp_path / "elsewhere" / "stripes")
-    assert run_search(tmp_path / "elsewhere" / "stripes", run).trials == {"complete": 3}
+    assert run_search(tmp_path / "elsewhere" / "stripes", run, *AS_TYPED).trials == {"complete": 1, "pruned": 2}
     write_toy_images(tmp_path / "elsewhere" / "stripes", per_class=13)
     with pytest.raises(RunError, match=r"belongs to another study: data\.fingerprint is"):
-        run_search(tmp_path / "elsewhere" / "stripes", run)
+        run_search(tmp_path / "elsewhere" / "stripes", run, *AS_TYPED)
 
 
 def test_sharded_weights_count_by_the_content_of_every_shard(tmp_path: Path) -> None:
