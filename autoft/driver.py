@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 from autoft.contest import Contest
 from autoft.errors import AutoftError, ConfigError, DataError, RepeatedBugError, RunError, first_line
 from autoft.events import Event, Listener
-from autoft.export.bundle import RECORDED_PACKAGES
-from autoft.files import read_json, sha256, write_json
+from autoft.files import read_json, write_json
 from autoft.finish import SearchResult, export_winner, nothing_trained, stored_result, summarize
+from autoft.identity import facts, identity
 from autoft.preflight import KEPT_TRIALS, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
 from autoft.probe import probe_backbones
@@ -77,7 +75,7 @@ def search(
 
     prepared = prepare(config, catalog, before_run)
     try:
-        with open_run(path, _identity(prepared), _facts(prepared), config.to_yaml()) as run:
+        with open_run(path, identity(prepared), facts(prepared), config.to_yaml()) as run:
 
             def listener(event: Event) -> None:
                 run.log(event)
@@ -555,44 +553,6 @@ def _full_disk(path: Path, message: str) -> RunError:
         f"the disk of {path} is full: {message}",
         "free some space, then type the same command again: nothing that was finished is lost",
     )
-
-
-def _identity(prepared: Prepared) -> dict[str, Any]:
-    """Return what makes a run this study's: its settings, the data's content, and the weights it starts from."""
-    identity = prepared.config.identity()
-    for name in ("path", "validation", "test"):
-        identity["data"].pop(name)  # the data's content counts, not where it lies
-    identity["data"]["fingerprint"] = prepared.raw.fingerprint
-    identity["backbones"] = [
-        {
-            "name": backbone.public_name,
-            "weights": _weights_identity(backbone.weights),
-            "preprocessing": backbone.preprocessing.to_dict(),
-        }
-        for backbone in prepared.backbones
-    ]
-    return identity
-
-
-def _weights_identity(weights: str) -> str:
-    file = Path(weights)
-    if not file.is_file():
-        return weights
-    # an index names the files that the weights are divided into, and says nothing of their content
-    shards = sorted(set(read_json(file)["weight_map"].values())) if file.name.endswith(".index.json") else []
-    return " ".join(["sha256:" + sha256(part) for part in (file, *(file.parent / shard for shard in shards))])
-
-
-def _facts(prepared: Prepared) -> dict[str, Any]:
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
-        "platform": platform.platform(),
-        "device": str(prepared.device),
-        "plugins": [
-            {"name": plugin.name, "package": plugin.package, "version": plugin.version, "state": plugin.state}
-            for plugin in prepared.catalog.plugins
-        ],
-    }
 
 
 def _many(count: int, noun: str) -> str:

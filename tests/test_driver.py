@@ -678,7 +678,7 @@ def test_data_may_move(finished: Any, toy_images: Path, tmp_path: Path) -> None:
 
 
 def test_sharded_weights_count_by_the_content_of_every_shard(tmp_path: Path) -> None:
-    from autoft.driver import _weights_identity
+    from autoft.identity import weights_identity
 
     index = tmp_path / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "one.safetensors", "b": "two.safetensors", "c": "one.safetensors"}}')
@@ -686,5 +686,5 @@ def test_sharded_weights_count_by_the_content_of_every_shard(tmp_path: Path) -> 
     found = set()
     for content in (b"2", b"3"):
         (tmp_path / "two.safetensors").write_bytes(content)
-        found.add(_weights_identity(str(index)))
+        found.add(weights_identity(str(index)))
     assert len(found) == 2

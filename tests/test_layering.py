@@ -41,6 +41,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("probe",),
     (
         "driver",
+        "crew",
+        "identity",
         "engine",
         "processes",
         "worker_process",
