@@ -97,6 +97,7 @@ class Outcome:
         failure: For `failed`.
         micro_batch: The micro-batch it ended with, where memory forced a smaller one.
         reuse: Whether stored outputs of frozen stages were used, from where, or why not.
+        history: The epochs trained, of all runs of it; empty where it failed or was interrupted.
     """
 
     state: State
@@ -107,6 +108,7 @@ class Outcome:
     failure: Failure | None = None
     micro_batch: int | None = None
     reuse: str = ""
+    history: tuple[EpochReport, ...] = ()
 
 
 class Worker:
@@ -200,11 +202,8 @@ class Worker:
                     micro = self._micro_batch[job.backbone.name] = (current + 1) // 2
                     trace = None
                 else:
-                    trace = "".join(traceback.format_exception(error))
-                    frame = traceback.extract_tb(error.__traceback__)[-1]
-                    failure = Failure(
-                        kind, _line(error), trace, f"{type(error).__name__} at {frame.filename}:{frame.lineno}"
-                    )
+                    failure = failure_of(error)
+                    trace = failure.trace
             # outside the handler: the traceback no longer holds the tensors that filled the memory
             self.free()
             if trace is not None:
@@ -261,7 +260,16 @@ class Worker:
             described = load_tensors(job.folder / CHECKPOINT / "last.safetensors")[1]
             best = _best_of(described)
             seconds = time.monotonic() - started
-            return Outcome("paused", best, len(described["history"]), seconds, "paused", micro_batch=micro, reuse=reuse)
+            return Outcome(
+                "paused",
+                best,
+                len(described["history"]),
+                seconds,
+                "paused",
+                micro_batch=micro,
+                reuse=reuse,
+                history=_reports(described),
+            )
         except Interrupted:
             done = _checkpoint_history(job.folder)
             return Outcome("interrupted", None, len(done), time.monotonic() - started, "interrupted", reuse=reuse)
@@ -284,9 +292,16 @@ def settle(
     _, described = load_tensors(folder / CHECKPOINT / "last.safetensors")
     copy_atomically(folder / CHECKPOINT / described["best"], folder / WEIGHTS)
     outcome = Outcome(
-        state, _best_of(described), len(described["history"]), seconds, stopped, micro_batch=micro_batch, reuse=reuse
+        state,
+        _best_of(described),
+        len(described["history"]),
+        seconds,
+        stopped,
+        micro_batch=micro_batch,
+        reuse=reuse,
+        history=_reports(described),
     )
-    write_json(folder / RESULT, {**asdict(outcome), "history": described["history"]})
+    write_json(folder / RESULT, asdict(outcome))
     shutil.rmtree(folder / CHECKPOINT)
     return outcome
 
@@ -295,6 +310,11 @@ def _best_of(described: Mapping[str, Any]) -> EpochReport:
     """Return the best epoch's report of a checkpoint's description."""
     epoch = int(Path(described["best"]).stem.removeprefix("best-"))
     return EpochReport(**described["history"][epoch - 1])
+
+
+def _reports(described: Mapping[str, Any]) -> tuple[EpochReport, ...]:
+    """Return all epochs' reports of a checkpoint's, or a result's, description."""
+    return tuple(EpochReport(**report) for report in described["history"])
 
 
 def _call(function: Callable[[], _Value]) -> _Value:
@@ -326,11 +346,19 @@ def load_outcome(folder: Path) -> Outcome | None:
             stored["stopped"],
             micro_batch=stored["micro_batch"],
             reuse=stored.get("reuse", ""),  # not in the results of runs made before it was there
+            history=_reports(stored),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{folder / RESULT} is damaged: {_line(error)}", f"remove the folder {folder}, to train that trial again"
         ) from error
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Describe a trial's exception."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    trace = "".join(traceback.format_exception(error))
+    return Failure(classify(error), _line(error), trace, f"{type(error).__name__} at {frame.filename}:{frame.lineno}")
 
 
 def classify(error: BaseException) -> FailureKind:

@@ -10,7 +10,6 @@ import pickle
 import queue
 import threading
 import time
-import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Client, Connection
 from typing import TYPE_CHECKING, Any
@@ -75,16 +74,11 @@ def _watch(connection: Connection, inbox: queue.SimpleQueue[bytes | None], stopp
 def _run(equipment: Equipment, task: Task, tell: Any, stopping: threading.Event) -> Outcome:
     """Run a task; what even `Worker.run` lets through, such as a damaged result, must not end the process."""
     from autoft.engine import run_task
-    from autoft.errors import first_line
-    from autoft.worker import Failure, Outcome, classify
+    from autoft.worker import Outcome, failure_of
 
     began = time.monotonic()
     try:
         return run_task(equipment, task, tell, stopping.is_set)
     except Exception as error:  # noqa: BLE001 - typed and handed to the driver
-        kind = classify(error)
-        name = type(error).__name__
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        trace = "".join(traceback.format_exception(error))
-        failure = Failure(kind, f"{name}: {first_line(error)}", trace, f"{name} at {frame.filename}:{frame.lineno}")
-        return Outcome("failed", None, 0, time.monotonic() - began, kind, failure)
+        failure = failure_of(error)
+        return Outcome("failed", None, 0, time.monotonic() - began, failure.kind, failure)
