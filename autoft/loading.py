@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from autoft.batching import batches_by_length, even_batches, longest_first, within_budget
+from autoft.decoded import Shared, hold, share
 from autoft.errors import DataError
 from autoft.ragged import Ragged, Rows
 from autoft.specs import Preprocessing, RaggedPreprocessing, Sample
@@ -63,7 +64,14 @@ class SplitData:
 
     @abstractmethod
     def steps(
-        self, order: np.ndarray, batch_size: int, micro_batch: int | None, *, rng: np.random.Generator, device: torch.device
+        self,
+        order: np.ndarray,
+        batch_size: int,
+        micro_batch: int | None,
+        *,
+        rng: np.random.Generator,
+        device: torch.device,
+        group_by_length: bool = True,
     ) -> list[list[np.ndarray]]:
         """Cut an epoch's order into optimizer steps, and each into the parts that go through the model together.
 
@@ -73,6 +81,7 @@ class SplitData:
             micro_batch: Samples a part, at most; None for the whole step where memory allows.
             rng: For further shuffling.
             device: Where the model is, which decides how much fits.
+            group_by_length: Whether samples of similar length share a step, where they have one; else chance alone decides.
         """
 
     @abstractmethod
@@ -144,6 +153,8 @@ class FixedData(SplitData):
         preprocessing: Decodes, augments, and makes inputs.
         policy: Augmentation policy; `none` for validation and test.
         memory: Bytes that decoded samples may take; beyond it they are decoded again every epoch.
+        cache: Folder where processes share the decoded samples, or None for this process's memory.
+        name: Of the split, for the cache.
     """
 
     def __init__(
@@ -154,6 +165,8 @@ class FixedData(SplitData):
         *,
         policy: str = "none",
         memory: int = 1 << 30,
+        cache: Path | None = None,
+        name: str = "split",
     ) -> None:
         super().__init__(samples, targets, preprocessing)
         if policy not in preprocessing.policies:
@@ -162,20 +175,30 @@ class FixedData(SplitData):
                 "set `trainer.augmentation`",
             )
         self.policy = policy
-        self._decoded = self._decode_all(memory)
+        self._mapped = cache is not None
+        self._decoded = self._decode_all(memory, cache, name)
 
     @property
     def in_memory(self) -> bool:
-        """Whether all decoded samples are held in memory."""
+        """Whether all decoded samples are held in memory, be it as pages of a file that processes share."""
         return self._decoded is not None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of decoded samples held in memory."""
-        return 0 if self._decoded is None else self._decoded.numel() * self._decoded.element_size()
+        """Bytes of decoded samples held in this process's own memory."""
+        if self._decoded is None or self._mapped:
+            return 0
+        return self._decoded.numel() * self._decoded.element_size()
 
     def steps(
-        self, order: np.ndarray, batch_size: int, micro_batch: int | None, *, rng: np.random.Generator, device: torch.device
+        self,
+        order: np.ndarray,
+        batch_size: int,
+        micro_batch: int | None,
+        *,
+        rng: np.random.Generator,
+        device: torch.device,
+        group_by_length: bool = True,
     ) -> list[list[np.ndarray]]:
         """Cut an epoch's order into even steps, and each into even parts."""
         return [even_batches(batch, micro_batch or batch_size) for batch in even_batches(order, batch_size)]
@@ -210,17 +233,18 @@ class FixedData(SplitData):
                 "restore the file, then type the same command again",
             ) from error
 
-    def _decode_all(self, memory: int) -> Tensor | None:
+    def _decode_all(self, memory: int, cache: Path | None, name: str) -> Tensor | None:
         if not self.samples:
             return None
-        first = self._decode(0)
-        if first.numel() * first.element_size() * len(self.samples) > memory:
-            return None
-        decoded = torch.empty((len(self.samples), *first.shape), dtype=first.dtype)
+        first, count = self._decode(0), len(self.samples)
+        if cache is None:
+            return hold(first, count, self._decode_each, memory=memory)
+        described = {"preprocessing": self.preprocessing.to_dict(), "augmented": self.policy != "none", "samples": count}
+        return share(first, count, self._decode_each, Shared(cache, name, described))
+
+    def _decode_each(self) -> Iterator[Tensor]:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="autoft-decode") as pool:
-            for row, item in enumerate(pool.map(self._decode, range(len(self.samples)))):
-                decoded[row] = item
-        return decoded
+            yield from pool.map(self._decode, range(len(self.samples)))
 
 
 class RaggedData(SplitData):
@@ -265,14 +289,22 @@ class RaggedData(SplitData):
         return self.tokens.cut
 
     def steps(
-        self, order: np.ndarray, batch_size: int, micro_batch: int | None, *, rng: np.random.Generator, device: torch.device
+        self,
+        order: np.ndarray,
+        batch_size: int,
+        micro_batch: int | None,
+        *,
+        rng: np.random.Generator,
+        device: torch.device,
+        group_by_length: bool = True,
     ) -> list[list[np.ndarray]]:
-        """Group an epoch's order into steps of similar length, and cut those that are too large for the device."""
+        """Cut an epoch's order into steps, of similar length where asked for; what is too large for the device, into parts."""
         lengths, budget = self.tokens.lengths, TOKENS.get(device.type, TOKENS_ELSEWHERE)
         most = micro_batch or batch_size
         if micro_batch is not None:  # memory ran out: a sample fewer is so many tokens fewer, too
             budget = min(budget, micro_batch * int(lengths.max()))
-        return [within_budget(batch, lengths, budget, most) for batch in batches_by_length(order, lengths, batch_size, rng)]
+        grouped = batches_by_length(order, lengths, batch_size, rng) if group_by_length else even_batches(order, batch_size)
+        return [within_budget(batch, lengths, budget, most) for batch in grouped]
 
     def evaluation_batches(self, batch_size: int, *, device: torch.device) -> list[np.ndarray]:
         """Cut the split into batches of similar length, longest first; short texts go many at a time."""
@@ -312,7 +344,7 @@ def load_split(
         preprocessing: Decodes, augments, and makes inputs.
         policy: Augmentation policy; `none` for validation and test.
         memory: Bytes that decoded samples may take.
-        cache: Folder for decoded samples of different lengths, or None.
+        cache: Folder for decoded samples, which processes share, or None for this process's memory.
         name: Of the split, for the cache.
 
     Raises:
@@ -321,4 +353,4 @@ def load_split(
     if preprocessing.ragged:
         ragged = cast(RaggedPreprocessing, preprocessing)
         return RaggedData(samples, targets, ragged, memory=memory, cache=cache, name=name)
-    return FixedData(samples, cast(Tensor, targets), preprocessing, policy=policy, memory=memory)
+    return FixedData(samples, cast(Tensor, targets), preprocessing, policy=policy, memory=memory, cache=cache, name=name)

@@ -317,10 +317,17 @@ class PrefixData(SplitData):
         return self._cut.row_bytes
 
     def steps(
-        self, order: np.ndarray, batch_size: int, micro_batch: int | None, *, rng: np.random.Generator, device: torch.device
+        self,
+        order: np.ndarray,
+        batch_size: int,
+        micro_batch: int | None,
+        *,
+        rng: np.random.Generator,
+        device: torch.device,
+        group_by_length: bool = True,
     ) -> list[list[np.ndarray]]:
         """Cut an epoch's order as the split itself does."""
-        return self._source.steps(order, batch_size, micro_batch, rng=rng, device=device)
+        return self._source.steps(order, batch_size, micro_batch, rng=rng, device=device, group_by_length=group_by_length)
 
     def evaluation_batches(self, batch_size: int, *, device: torch.device) -> list[np.ndarray]:
         """Cut the split into batches as itself does."""

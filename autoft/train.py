@@ -73,6 +73,7 @@ class TrainConfig:
         patience: Epochs without a better validation metric before stopping, or None.
         seed: Seeds initialization, order, dropout and augmentation.
         knobs: Values of the head's knobs.
+        group_by_length: Whether samples of similar length share a step, so that little is padding; without effect on images.
         views: How many random variants of each sample there are: epoch e trains on number (e - 1) % `views`. None: a new one
             every epoch.
     """
@@ -93,6 +94,7 @@ class TrainConfig:
     patience: int | None = None
     seed: int = 0
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    group_by_length: bool = True
     views: int | None = None
 
 
@@ -199,7 +201,14 @@ def fit(
         seed_everything(config.seed, epoch)
         rng = np.random.default_rng((config.seed, epoch))
         order = draw_order(len(train), rng, weights)
-        steps = train.steps(order, config.batch_size, config.micro_batch, rng=rng, device=device)
+        steps = train.steps(
+            order,
+            config.batch_size,
+            config.micro_batch,
+            rng=rng,
+            device=device,
+            group_by_length=config.group_by_length,
+        )
         micro = [part for parts in steps for part in parts]
         feed = train.batches(micro, device=device, seed=(config.seed, _view(config, epoch)), pin=device.type == "cuda")
         model.train()

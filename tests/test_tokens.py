@@ -9,7 +9,7 @@ import torch
 from letters import PLAIN
 
 from autoft import tokens
-from autoft.batching import even_batches
+from autoft.batching import even_batches, token_slots
 from autoft.errors import DataError
 from autoft.loading import FixedData, RaggedData, load_split
 from autoft.ragged import Ragged
@@ -159,6 +159,19 @@ def test_steps_hold_every_sample_once_within_the_sizes_asked_for(micro: int | No
     assert all(sum(map(len, parts)) == 8 for parts in steps)
     assert max(len(part) for parts in steps for part in parts) <= (micro or 8)
     assert sorted(np.concatenate([part for parts in steps for part in parts])) == list(range(40))
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_steps_pad_less_where_texts_are_grouped_by_length(grouped: bool) -> None:
+    split = RaggedData(samples(), torch.arange(40), PREPROCESSING)
+    order = np.random.default_rng(0).permutation(40)
+    steps = split.steps(order, 2, None, rng=np.random.default_rng(0), device=CPU, group_by_length=grouped)
+    batches = [np.concatenate(parts) for parts in steps]
+    assert sorted(np.concatenate(batches)) == list(range(40))
+    plain = even_batches(order, 2)
+    assert (len(batches) == len(plain) and all(map(np.array_equal, batches, plain))) != grouped
+    lengths = split.tokens.lengths
+    assert (token_slots(batches, lengths) < token_slots(plain, lengths)) == grouped
 
 
 def test_evaluation_takes_more_short_texts_at_a_time_than_long_ones() -> None:

@@ -253,6 +253,7 @@ class TrainerConfig(Section):
         gradient_clip: Largest gradient norm, or None for no limit.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         memory: Bytes of decoded data held in memory at most, or `auto`.
+        group_by_length: Whether texts of similar length share a step; `false` for steps drawn by chance alone.
     """
 
     epochs: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_whole)] = "auto"
@@ -266,6 +267,7 @@ class TrainerConfig(Section):
     gradient_clip: Annotated[Number, Field(gt=0)] | None = 1.0
     device: Annotated[str, BeforeValidator(_device)] = "auto"
     memory: Annotated[int | Literal["auto"], BeforeValidator(_bytes)] = "auto"
+    group_by_length: Flag = True
 
 
 class ExportConfig(Section):
