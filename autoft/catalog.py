@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping
@@ -88,7 +89,7 @@ class Catalog:
         backbone = self._call("family", family_name, "resolve", lambda: family.resolve(request))
         if not isinstance(backbone, Backbone):
             self._blame("family", family_name, f"`resolve` must return a Backbone, but returned {type_name(backbone)}")
-        return backbone
+        return dataclasses.replace(backbone, request=request)
 
     def detect_data(self, path: Path) -> DataFormat:
         """Return the one data format that claims a path.

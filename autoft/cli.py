@@ -139,6 +139,14 @@ def search(
     device: Annotated[
         str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: the study's, or auto]")
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option("--workers", help="Processes that train at the same time; 0: none.  [default: the study's, or auto]"),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option("--devices", help="all, or such as cuda:0,cuda:1; one worker each.  [default: the study's, or --device]"),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -174,6 +182,8 @@ def search(
             "search.time_limit": time_limit,
             "search.seed": seed,
             "search.seeds": seeds,
+            "search.workers": workers,
+            "search.devices": devices,
             "trainer.epochs": epochs,
             "trainer.device": device,
         },

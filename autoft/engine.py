@@ -13,9 +13,10 @@ from typing import Protocol
 
 import torch
 
+from autoft.catalog import Catalog
 from autoft.discovery import discover
 from autoft.ragged import Rows
-from autoft.specs import Backbone, Preprocessing, Sample, Targets
+from autoft.specs import Backbone, BackboneRequest, Preprocessing, Sample, Targets
 from autoft.train import EpochReport, Objective, TrainConfig
 from autoft.worker import Job, Outcome, PauseTrial, StopTrial, Worker
 
@@ -24,24 +25,16 @@ from autoft.worker import Job, Outcome, PauseTrial, StopTrial, Worker
 
 @dataclass(frozen=True)
 class BackboneSetup:
-    """What a process needs to resolve a backbone again; the arguments of `Catalog.resolve_backbone`, and what was fitted.
+    """What a process needs to resolve a backbone again.
 
     Attributes:
-        name: Full name, `FAMILY/MODEL`.
-        weights: `pretrained`, `none`, or a path.
-        image_size: As the study asks, or None.
-        typical_size: Of the data.
-        features: The kind of features that the task needs.
-        max_length: As the study asks, or None.
+        family: The family's name.
+        request: What the family was asked for.
         preprocessing: Fitted to the training split.
     """
 
-    name: str
-    weights: str
-    image_size: int | None
-    typical_size: int | None
-    features: str
-    max_length: int | None
+    family: str
+    request: BackboneRequest
     preprocessing: Preprocessing
 
 
@@ -55,9 +48,12 @@ class Setup:
         targets: Its targets.
         metric: The metric that selects the best epoch.
         splits: Samples and encoded targets of each split.
-        device: Where to train, in torch's words.
+        devices: Where to train, in torch's words; the workers take them in turn.
         memory: Bytes that decoded samples of all workers may take together.
         cache: Folder of this search alone for decoded texts, as text, or None to hold them in memory.
+        shared: Folder of this search alone for decoded samples of other kinds, which all workers map, or None likewise.
+        prefix: Folder of this search alone for what frozen stages give, or None to store nothing.
+        sharing: How many trials are expected to use one store of that.
         threads: Threads of one worker process.
         plugins: Whether third-party plugins may be loaded.
         allow: Names of the third-party plugins that may be, or None for all.
@@ -68,9 +64,12 @@ class Setup:
     targets: Targets
     metric: str
     splits: Mapping[str, tuple[Sequence[Sample], Rows]]
-    device: str
+    devices: tuple[str, ...]
     memory: int
     cache: str | None = None
+    shared: str | None = None
+    prefix: str | None = None
+    sharing: int = 1
     threads: int = 1
     plugins: bool = True
     allow: tuple[str, ...] | None = None
@@ -81,13 +80,14 @@ class Task:
     """One trial to run, or to go on with from its checkpoint.
 
     Attributes:
-        number: The trial's number.
+        number: The trial's number, or whatever else tells it from other tasks under way.
         backbone: Place of its backbone in `Setup.backbones`.
         config: How to train.
         augmentation: Policy for the training split.
         folder: The trial's own folder.
         seconds: From its beginning to its deadline, or None. The epoch that ends after it is the last (`time limit`); a
             step that would begin after it ends the task as `interrupted`.
+        one_epoch: Whether an epoch must have ended before steps heed the deadline.
         pause_after: The epoch after which it pauses, unless it is the last; or None.
     """
 
@@ -97,6 +97,7 @@ class Task:
     augmentation: str
     folder: str
     seconds: float | None = None
+    one_epoch: bool = False
     pause_after: int | None = None
 
 
@@ -145,7 +146,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Died:
-    """A worker's process has ended unasked; `processes.ProcessEngine.restart` starts another in its place.
+    """A worker's process has ended unasked; another takes its place with the next task that it is given.
 
     Attributes:
         worker: Its number.
@@ -172,7 +173,7 @@ class Engine(Protocol):
         """Start so many workers; each tells when it is ready, but takes a task before."""
 
     def submit(self, worker: int, task: Task) -> None:
-        """Give a free worker a task."""
+        """Give a free worker a task; one that has died is replaced for it."""
 
     def poll(self, timeout: float) -> list[Message]:
         """Return what has happened, in order for each worker; wait at most so many seconds where nothing has."""
@@ -197,30 +198,48 @@ class Equipment:
     backbones: tuple[Backbone, ...]
 
 
-def equip(setup: Setup) -> Equipment:
+def equip(setup: Setup, number: int = 0) -> Equipment:
     """Load the plugins, and resolve backbones and head by name.
+
+    Args:
+        setup: What to make it of.
+        number: Of the worker.
 
     Raises:
         AutoftError: Something that the setup names is not there.
     """
     catalog = discover(enabled=setup.plugins, allow=setup.allow)
     backbones = tuple(
-        replace(
-            catalog.resolve_backbone(
-                wanted.name, wanted.weights, wanted.image_size, wanted.typical_size, wanted.features, wanted.max_length
-            ),
-            preprocessing=wanted.preprocessing,
-        )
+        replace(_resolve(catalog, wanted), preprocessing=wanted.preprocessing)
         for wanted in setup.backbones
     )
     worker = Worker(
         setup.splits,
         Objective(catalog.head(setup.head), setup.targets, setup.metric),
-        device=torch.device(setup.device),
+        device=torch.device(setup.devices[number % len(setup.devices)]),
         memory=setup.memory,
-        cache=None if setup.cache is None else Path(setup.cache),
+        cache=_path(setup.cache),
+        shared=_path(setup.shared),
+        prefix=_path(setup.prefix),
+        sharing=setup.sharing,
     )
     return Equipment(worker, backbones)
+
+
+def _resolve(catalog: Catalog, wanted: BackboneSetup) -> Backbone:
+    asked = wanted.request
+    return catalog.resolve_backbone(
+        f"{wanted.family}/{asked.model}",
+        asked.weights,
+        asked.image_size,
+        asked.typical_size,
+        asked.features,
+        asked.max_length,
+    )
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
 
 
 def run_task(
@@ -235,11 +254,14 @@ def run_task(
         should_stop: Asked before every step; True ends it as `interrupted`.
     """
     began = time.monotonic()
+    trained = not task.one_epoch
 
     def late() -> bool:
         return task.seconds is not None and time.monotonic() - began > task.seconds
 
     def after_epoch(report: EpochReport) -> None:
+        nonlocal trained
+        trained = True
         on_epoch(report)
         if report.epoch == task.config.epochs:
             return
@@ -249,7 +271,7 @@ def run_task(
             raise PauseTrial
 
     job = Job(equipment.backbones[task.backbone], task.config, task.augmentation, Path(task.folder))
-    return equipment.worker.run(job, on_epoch=after_epoch, should_stop=lambda: should_stop() or late())
+    return equipment.worker.run(job, on_epoch=after_epoch, should_stop=lambda: should_stop() or (trained and late()))
 
 
 class LocalEngine:

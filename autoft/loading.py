@@ -298,7 +298,7 @@ class RaggedData(SplitData):
         device: torch.device,
         group_by_length: bool = True,
     ) -> list[list[np.ndarray]]:
-        """Cut an epoch's order into steps, of similar length where asked for; what is too large for the device, into parts."""
+        """Cut an epoch's order into steps, of similar length where asked for, and what is too large into parts."""
         lengths, budget = self.tokens.lengths, TOKENS.get(device.type, TOKENS_ELSEWHERE)
         most = micro_batch or batch_size
         if micro_batch is not None:  # memory ran out: a sample fewer is so many tokens fewer, too

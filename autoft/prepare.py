@@ -45,7 +45,8 @@ class Prepared:
         encoded: Their encoded targets.
         objective: Task, targets and metric.
         backbones: Candidates, at least one.
-        device: Where to train.
+        device: Where to train; of several devices the first, where also everything but trials runs.
+        devices: All devices to train on, in torch's words.
         memory: Bytes that decoded samples may take.
     """
 
@@ -59,6 +60,7 @@ class Prepared:
     objective: Objective
     backbones: tuple[Backbone, ...]
     device: torch.device
+    devices: tuple[str, ...]
     memory: int
 
 
@@ -128,7 +130,8 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
     Raises:
         AutoftError: The first thing that makes the search impossible; wrong backbones are listed together.
     """
-    device = _device(config)
+    devices = _devices(config)
+    device = torch.device(devices[0])
     listener(Event("data", f"reading {_shown_path(config.data.path)}", {"path": str(config.data.path)}))
     raw, format_name = _read(config, catalog)
     head = _head(config, catalog, raw)
@@ -174,6 +177,7 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
         objective=Objective(head, targets, metric),
         backbones=backbones,
         device=device,
+        devices=devices,
         memory=psutil.virtual_memory().available // 4 if memory == "auto" else int(memory),
     )
 
@@ -196,13 +200,25 @@ def _unreadable(count: int) -> str:
     return "1 unreadable sample was" if count == 1 else f"{count} unreadable samples were"
 
 
-def _device(config: StudyConfig) -> torch.device:
-    wanted = config.trainer.device
+def _devices(config: StudyConfig) -> tuple[str, ...]:
+    wanted = config.search.devices
+    if wanted == "auto":
+        return (_device(config, "trainer.device", config.trainer.device),)
+    if wanted == "all":
+        wanted = tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+        if not wanted:
+            message = "`all` means all GPUs that CUDA has, but this machine has none"
+            problem = config.problem("search.devices", message, "`autoft doctor` lists the devices; `auto` takes the best")
+            raise ConfigError(config.source, [problem])
+    return tuple(_device(config, "search.devices", name) for name in wanted)
+
+
+def _device(config: StudyConfig, where: str, wanted: str) -> str:
     try:
-        return choose_device(wanted)
+        return str(choose_device(wanted))
     except (RuntimeError, AssertionError) as error:
         problem = config.problem(
-            "trainer.device",
+            where,
             f"must be a device of this machine, but got {wanted!r}: {first_line(error)}",
             "`autoft doctor` lists the devices; `auto` takes the best",
         )

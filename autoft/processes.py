@@ -75,18 +75,20 @@ class ProcessEngine:
             self._start_process(number, content)
 
     def submit(self, worker: int, task: Task) -> None:
-        """Send a task to a worker; one that is still starting gets it as soon as it can.
+        """Send a task to a worker; one that is still starting gets it as soon as it can, one that has died is replaced.
 
         Raises:
             PluginError: The task holds what cannot be sent.
-            ValueError: There is no such worker, it has a task, or has died.
+            ValueError: There is no such worker, or it has a task.
         """
         process = self._processes.get(worker)
-        if process is None or process.dead:
+        if process is None or self._setup is None:
             raise ValueError(f"a task must go to a worker that runs, but worker {worker} does not")
-        if process.task is not None:
+        if process.task is not None and not process.dead:
             raise ValueError(f"a worker takes one task at a time, but worker {worker} still has trial {process.task}")
         content = _pickled(task, f"the configuration of trial {task.number}")
+        if process.dead:
+            process = self._start_process(worker, _pickle_setup(self._setup))
         process.task = task.number
         process.send(content)
 
@@ -110,17 +112,6 @@ class ProcessEngine:
                 process.dead = True
         return messages
 
-    def restart(self, worker: int) -> None:
-        """Start a process in the place of one that has died, as `poll` told.
-
-        Raises:
-            ValueError: That worker has not died.
-        """
-        process = self._processes.get(worker)
-        if process is None or not process.dead or self._setup is None:
-            raise ValueError(f"a worker must have died to be replaced, but worker {worker} has not")
-        self._start_process(worker, _pickle_setup(self._setup))
-
     def stop(self, *, gracefully: bool) -> None:
         """End the processes, and wait for them; with `gracefully` those in training end at their next step.
 
@@ -139,7 +130,7 @@ class ProcessEngine:
             self._acceptor.join(5)
             self._listener.close()
 
-    def _start_process(self, number: int, content: bytes) -> None:
+    def _start_process(self, number: int, content: bytes) -> _Process:
         if self._setup is None or self._listener is None:
             raise ValueError("an engine must be started before its workers are")
         name = secrets.token_hex(8)
@@ -155,6 +146,7 @@ class ProcessEngine:
                 "path": [os.path.abspath(entry) for entry in sys.path],
             }
         )
+        return process
 
     def _accept(self, listener: Listener) -> None:
         while True:
@@ -283,7 +275,7 @@ def _pickle_setup(setup: Setup) -> bytes:
         return pickle.dumps(setup, pickle.HIGHEST_PROTOCOL)
     except Exception:
         for backbone in setup.backbones:
-            _pickled(backbone.preprocessing, f"the preprocessing of {backbone.name}")
+            _pickled(backbone.preprocessing, f"the preprocessing of {backbone.family}/{backbone.request.model}")
         _pickled(setup.targets, f"the targets of {setup.head}")
         for split, content in setup.splits.items():
             _pickled(content, f"the {split} split's samples")

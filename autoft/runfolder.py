@@ -20,6 +20,7 @@ from autoft.files import append_line, read_json, write_json, write_text
 LOCK = "lock.json"
 STUDY = "study.db"
 TOKENS = "tokens"  # texts as tokens, made before anything is searched
+PIXELS = "pixels"  # decoded images, shared by workers
 PREFIX = "prefix"  # what frozen stages give, shared by trials
 PROBES = "probe.json"
 HELD = ".held"
@@ -49,6 +50,11 @@ class RunFolder:
     def tokens(self) -> Path:
         """Where texts are kept as tokens."""
         return self.path / TOKENS
+
+    @property
+    def pixels(self) -> Path:
+        """Where decoded images are, for all workers, while the search goes on."""
+        return self.path / PIXELS
 
     @property
     def prefix(self) -> Path:
@@ -126,8 +132,9 @@ def _traceless(path: Path) -> Iterator[None]:
         if not (path / STUDY).exists():
             for name in (LOCK, "study.yaml", "log.jsonl", PROBES):
                 (path / name).unlink(missing_ok=True)
-            if (path / TOKENS).is_dir():
-                shutil.rmtree(path / TOKENS)
+            for folder in (path / TOKENS, path / PIXELS):
+                if folder.is_dir():
+                    shutil.rmtree(folder)
         raise
 
 

@@ -260,6 +260,7 @@ class Backbone:
         citation: Where the weights come from, in words or as an identifier.
         config: What the bundle's `config.json` says of the architecture, in the Hugging Face ecosystem's words.
         image_size: For images, height and width of the input in pixels.
+        request: What it was resolved from. The engine sets it, to resolve it again in other processes.
     """
 
     name: str
@@ -276,6 +277,7 @@ class Backbone:
     citation: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     image_size: tuple[int, int] | None = None
+    request: BackboneRequest | None = None
 
     @property
     def public_name(self) -> str:

@@ -120,6 +120,7 @@ class Worker:
         device: Where to train.
         memory: Bytes that decoded samples of all splits may take together.
         cache: Folder of this search alone for decoded texts, or None to hold them in memory.
+        shared: Folder of this search alone for other decoded samples, mapped by all its workers, or None likewise.
         prefix: Folder of this search alone for what frozen stages give, shared by its workers, or None to store nothing.
         reuse: Whether to store that and start from it, where the cut is proven exact and a gain is predicted.
         sharing: How many trials are expected to use one store.
@@ -133,12 +134,14 @@ class Worker:
         device: torch.device,
         memory: int,
         cache: Path | None = None,
+        shared: Path | None = None,
         prefix: Path | None = None,
         reuse: bool = True,
         sharing: int = 1,
     ) -> None:
         self._splits = splits
         self._cache = cache
+        self._shared = shared
         self._objective = objective
         self._device = device
         self._memory = memory
@@ -156,7 +159,13 @@ class Worker:
         total = sum(len(rows) for rows, _ in self._splits.values())
         share = int(self._memory * len(samples) / max(1, total))
         self._warm[key] = load_split(
-            samples, encoded, backbone.preprocessing, policy=policy, memory=share, cache=self._cache, name=split
+            samples,
+            encoded,
+            backbone.preprocessing,
+            policy=policy,
+            memory=share,
+            cache=self._cache if backbone.preprocessing.ragged else self._shared,
+            name=split,
         )
         for stale in list(self._warm)[:-1]:
             if sum(data.nbytes for data in self._warm.values()) <= self._memory:

@@ -42,9 +42,9 @@ def main(given: Mapping[str, Any]) -> None:
         return
     setup = pickle.loads(content)
     torch.set_num_threads(setup.threads)
-    equipment = equip(setup)
-    del setup, content
     worker = int(given["worker"])
+    equipment = equip(setup, worker)
+    del setup, content
     connection.send_bytes(pickle.dumps(Ready(worker, time.monotonic() - began)))
     while (content := inbox.get()) is not None:
         task: Task = pickle.loads(content)

@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "augment",
         "text",
         "batching",
+        "decoded",
         "freezing",
         "tasks",
         "hub",

@@ -83,6 +83,12 @@ def _auto_or_whole(value: object) -> object:
     raise _invalid(f"must be `auto` or a whole number of at least 1, but got {shown(value)}", hint)
 
 
+def _flag_or_measured(value: object) -> object:
+    if isinstance(value, bool) or value in ("auto", "probe"):
+        return value
+    raise _invalid(f"must be `auto`, `probe`, true or false, but got {shown(value)}")
+
+
 def _columns(value: object) -> object:
     if value is None or (isinstance(value, str) and value):
         return value
@@ -104,6 +110,31 @@ def _device(value: object) -> object:
         return value
     raise _invalid(
         f"must be `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, but got {shown(value)}",
+        "`autoft doctor` lists the devices of this machine",
+    )
+
+
+def _workers(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise _invalid(
+        f"must be `auto` or a whole number of at least 0, but got {shown(value)}",
+        "0 trains in the process of the search itself",
+    )
+
+
+def _devices(value: object) -> object:
+    names = value.split(",") if isinstance(value, str) and "," in value else value
+    if names in ("auto", "all"):
+        return names
+    if isinstance(names, str):
+        names = [names]
+    if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+        found = tuple(name.strip() for name in names)
+        if len(set(found)) == len(found) and all(_DEVICE.fullmatch(name) and name != "auto" for name in found):
+            return found
+    raise _invalid(
+        f"must be `auto`, `all`, or a list of different devices such as `[cuda:0, cuda:1]`, but got {shown(value)}",
         "`autoft doctor` lists the devices of this machine",
     )
 
@@ -224,6 +255,9 @@ class SearchConfig(Section):
         seeds: Seeds over which the best trials and the preset are confirmed; 1 for no confirmation.
         confirm: How many of the best trials are confirmed, beside the preset.
         soup: Whether averages of trained weights are tried where they fit together; one is taken only if it scores better.
+        workers: Processes that train at the same time; 0 for none beside the search itself. `auto` is one for each core of a
+            CPU (8 at most, and as memory allows), and one for each of several devices.
+        devices: Where they train: `auto` is `trainer.device`, `all` is every GPU, or a list such as `[cuda:0, cuda:1]`.
     """
 
     trials: Annotated[Whole, Field(ge=1)] = 20
@@ -236,6 +270,8 @@ class SearchConfig(Section):
     seeds: Annotated[Whole, Field(ge=1)] = 3
     confirm: Annotated[Whole, Field(ge=1)] = 3
     soup: Flag = True
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_workers)] = "auto"
+    devices: Annotated[tuple[str, ...] | Literal["auto", "all"], BeforeValidator(_devices)] = "auto"
 
 
 class TrainerConfig(Section):
@@ -244,7 +280,7 @@ class TrainerConfig(Section):
     Attributes:
         epochs: Passes over the training split, at most; `auto` is 10 for images and 4 for texts.
         batch_size: Samples an optimizer step, or `auto`.
-        precision: Number format of the forward pass, or `auto`.
+        precision: Number format of the forward pass; `auto` measures on CUDA whether a lower one pays, `probe` on every device.
         optimizer: `adamw` or `sgd`.
         momentum: Momentum of `sgd`; `adamw` ignores it.
         augmentation: Name of one of the backbone's augmentation policies; `auto` is `light` where there is one.
@@ -254,11 +290,12 @@ class TrainerConfig(Section):
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         memory: Bytes of decoded data held in memory at most, or `auto`.
         group_by_length: Whether texts of similar length share a step; `false` for steps drawn by chance alone.
+        compile: Whether training steps are compiled; `auto` measures on CUDA whether that pays, `probe` on every device.
     """
 
     epochs: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_whole)] = "auto"
     batch_size: Annotated[int | Literal["auto"], BeforeValidator(_auto_or_whole)] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "probe", "fp32", "bf16", "fp16"] = "auto"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     augmentation: Text = "auto"
@@ -268,6 +305,7 @@ class TrainerConfig(Section):
     device: Annotated[str, BeforeValidator(_device)] = "auto"
     memory: Annotated[int | Literal["auto"], BeforeValidator(_bytes)] = "auto"
     group_by_length: Flag = True
+    compile: Annotated[bool | Literal["auto", "probe"], BeforeValidator(_flag_or_measured)] = "auto"
 
 
 class ExportConfig(Section):
@@ -344,10 +382,10 @@ class StudyConfig(Section):
     def identity(self) -> dict[str, Any]:
         """Return what decides whether a run folder belongs to this study, JSON-ready.
 
-        The budget is not part of it: a run may be continued with more trials or more time.
+        Budget and workers are not part of it: a run may be continued with more trials, more time, or on more devices.
         """
         plain = self._plain()
-        for budget in ("trials", "time_limit"):
+        for budget in ("trials", "time_limit", "workers", "devices"):
             del plain["search"][budget]
         return plain
 
