@@ -145,7 +145,7 @@ def search(
     ] = None,
     devices: Annotated[
         str | None,
-        typer.Option("--devices", help="all, or such as cuda:0,cuda:1; one worker each.  [default: the study's, or --device]"),
+        typer.Option("--devices", help="all, or a list as cuda:0,cuda:1; a worker each.  [default: the study's, or auto]"),
     ] = None,
     settings: Annotated[
         list[str] | None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,7 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from autoft.confirm import Contender, judge, plan
+from autoft.crew import Crew
+from autoft.engine import Ended
 from autoft.events import Event, Listener
+from autoft.failures import stop_if_not_its_fault
 from autoft.files import load_tensors
 from autoft.prepare import Prepared
 from autoft.runfolder import RunFolder
@@ -23,7 +27,7 @@ from autoft.space import Space, suggest, train_config
 from autoft.specs import is_better
 from autoft.train import TrainConfig, predict
 from autoft.trials import Trials
-from autoft.worker import WEIGHTS, Job, Outcome, Worker, load_outcome
+from autoft.worker import WEIGHTS, Outcome, Worker, load_outcome
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,14 @@ class _Trained:
     weights: Any  # the file
 
 
+@dataclass(frozen=True)
+class _Training:
+    """One to be done: a trial's settings with a seed."""
+
+    trial: FrozenTrial
+    seed: int
+
+
 class Contest:
     """Trains the best trials and the preset again with other seeds, and chooses.
 
@@ -67,7 +79,8 @@ class Contest:
     Args:
         prepared: The study.
         run: Its folder.
-        worker: Trains.
+        worker: Builds models and has the data.
+        crew: Trains.
         space: Makes settings of trials' parameters.
         base: Settings of the trainer that are not searched.
         trials: All trials, none of them paused.
@@ -81,6 +94,7 @@ class Contest:
         prepared: Prepared,
         run: RunFolder,
         worker: Worker,
+        crew: Crew,
         space: Space,
         base: Mapping[str, Any],
         trials: Trials,
@@ -91,6 +105,7 @@ class Contest:
     ) -> None:
         self.prepared, self.run, self.worker, self.space = prepared, run, worker, space
         self.base, self.trials, self.listener = base, trials, listener
+        self.crew = crew
         self.user_stops, self.seconds_left = should_stop, seconds_left
         self.direction = prepared.objective.direction
 
@@ -150,52 +165,86 @@ class Contest:
             seconds=whole,
             seconds_left=self.seconds_left(),
             done=done,
+            workers=self.crew.size,
         )
-        for index, (number, offset) in enumerate(wanted):
-            trial = next(trial for trial in contenders if trial.number == number)
-            outcome = self._train(trial, first + offset, index + 1, len(wanted))
-            if outcome.state == "interrupted":
-                if self.user_stops():
-                    return None
-                break  # out of time: what is there decides
-            if outcome.best is not None:
-                file = self._folder(number, first + offset) / WEIGHTS
-                trained[number].append(_Trained(first + offset, outcome.best.value, outcome.best.epoch, file))
+        trainings = [
+            _Training(next(trial for trial in contenders if trial.number == number), first + offset)
+            for number, offset in wanted
+        ]
+        outcomes = self._run(trainings)
+        if outcomes is None:
+            return None
+        for index, training in enumerate(trainings):  # in the order of the plan, whichever ended first
+            best = outcomes[index].best if index in outcomes else None
+            if best is not None:
+                file = self._folder(training) / WEIGHTS
+                trained[training.trial.number].append(_Trained(training.seed, best.value, best.epoch, file))
         return trained
 
-    def _folder(self, number: int, seed: int) -> Any:
-        return self.run.path / "confirm" / f"{number}-{seed}"
+    def _folder(self, training: _Training) -> Path:
+        return self.run.path / "confirm" / f"{training.trial.number}-{training.seed}"
 
-    def _train(self, trial: FrozenTrial, seed: int, place: int, of: int) -> Outcome:
-        candidate, settings = self._settings(trial, seed)
-        backbone = self.space.backbones[candidate.backbone]
-        job = Job(backbone, settings, str(candidate.values["augmentation"]), self._folder(trial.number, seed))
-
-        def stop() -> bool:
+    def _run(self, trainings: list[_Training]) -> dict[int, Outcome] | None:
+        """Return the outcomes of the trainings that ended in time, by their places; None where the user stopped."""
+        outcomes: dict[int, Outcome] = {}
+        waiting: list[int] = []
+        for place, training in enumerate(trainings):
+            finished = load_outcome(self._folder(training))  # told in the session that trained it
+            if finished is None:
+                waiting.append(place)
+            else:
+                outcomes[place] = finished
+        under_way = 0
+        while waiting or under_way:
+            if self.user_stops():
+                return None
             left = self.seconds_left()
-            return self.user_stops() or (left is not None and left <= 0)
+            if left is not None and left <= 0.0:
+                waiting.clear()  # what is there decides
+            while waiting and self.crew.free:
+                self._submit(waiting[0], trainings[waiting[0]], left)
+                del waiting[0]
+                under_way += 1
+            for message in self.crew.poll():
+                if isinstance(message, Ended):
+                    under_way -= 1
+                    outcomes[message.number] = message.outcome
+                    self._tell(trainings[message.number], message.outcome, len(outcomes), len(trainings))
+        return None if self.user_stops() else outcomes
 
-        finished = load_outcome(job.folder)
-        outcome = finished or self.worker.run(job, should_stop=stop)
-        if finished or outcome.state == "interrupted":
-            return outcome  # told in the session that trained it
-        metric = self.prepared.objective.metric
+    def _submit(self, place: int, training: _Training, seconds: float | None) -> None:
+        candidate, settings = self._settings(training.trial, training.seed)
+        self.crew.submit(
+            place,
+            self.space.backbones[candidate.backbone],
+            settings,
+            str(candidate.values["augmentation"]),
+            self._folder(training),
+            seconds=seconds,
+            whole=True,
+        )
+
+    def _tell(self, training: _Training, outcome: Outcome, done: int, of: int) -> None:
+        if outcome.state == "interrupted":
+            return
+        if outcome.failure is not None:
+            stop_if_not_its_fault(outcome.failure, self.run.path)
+        number, metric = training.trial.number, self.prepared.objective.metric
         said = f"{metric} {outcome.best.value:.4f}" if outcome.best else outcome.stopped
         self.listener(
             Event(
                 "confirm",
-                f"confirming {place}/{of}: trial {trial.number} with seed {seed}: {said}",
+                f"confirming {done}/{of}: trial {number} with seed {training.seed}: {said}",
                 {
                     "stage": "training",
-                    "trial": trial.number,
-                    "seed": seed,
+                    "trial": number,
+                    "seed": training.seed,
                     "state": outcome.state,
                     "value": outcome.best.value if outcome.best else None,
                     "seconds": round(outcome.seconds, 3),
                 },
             )
         )
-        return outcome
 
     def _settings(self, trial: FrozenTrial, seed: int) -> tuple[Any, TrainConfig]:
         candidate = suggest(optuna.trial.FixedTrial(trial.params, trial.number), self.space)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -135,6 +135,7 @@ class Crew:
         *,
         seconds: float | None = None,
         one_epoch: bool = False,
+        whole: bool = False,
         pause_after: int | None = None,
     ) -> None:
         """Give a free worker a task; see `engine.Task` for what the arguments mean."""
@@ -151,6 +152,7 @@ class Crew:
                 str(folder.resolve()),
                 seconds=seconds,
                 one_epoch=one_epoch,
+                whole=whole,
                 pause_after=pause_after,
             ),
         )

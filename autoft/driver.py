@@ -6,7 +6,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,25 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from autoft.contest import Contest
-from autoft.errors import AutoftError, ConfigError, DataError, RepeatedBugError, RunError, first_line
+from autoft.crew import Crew, choose_manning, make_setup, start_local
+from autoft.engine import Ended, Epoch
+from autoft.errors import AutoftError, ConfigError, RepeatedBugError, first_line
 from autoft.events import Event, Listener
+from autoft.failures import full_disk, stop_if_not_its_fault
 from autoft.files import read_json, write_json
 from autoft.finish import SearchResult, export_winner, nothing_trained, stored_result, summarize
 from autoft.identity import facts, identity
 from autoft.preflight import KEPT_TRIALS, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
 from autoft.probe import probe_backbones
+from autoft.processes import ProcessEngine
 from autoft.promotion import Done, Promote, Start, next_action, rungs
 from autoft.runfolder import PROBES, RunFolder, open_run
 from autoft.space import Candidate, Space, build_space, choose_augmentation, shared_policies, suggest, train_config
 from autoft.specs import is_better
 from autoft.train import EpochReport, TrainConfig, choose_batch_size, choose_epochs, choose_precision
-from autoft.trials import PAUSED, UNTIL, Trials
-from autoft.worker import WEIGHTS, Failure, Job, Outcome, PauseTrial, StopTrial, Worker, is_full_disk, settle
+from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, Trials
+from autoft.worker import WEIGHTS, Failure, Outcome, Worker, is_full_disk, settle
 
 ETA = 3  # one in so many trials goes on from each rung
 CONFIRM_SHARE = 0.2  # of the time limit, kept for training the best few again with other seeds
@@ -83,31 +87,70 @@ def search(
 
             for event in held:
                 run.log(event)
+            manning = choose_manning(prepared)
             worker = Worker(
                 {split: (prepared.samples[split], prepared.encoded[split]) for split in prepared.samples},
                 prepared.objective,
                 device=prepared.device,
                 memory=prepared.memory,
                 cache=run.tokens,
+                shared=run.pixels if manning.workers else None,
                 prefix=run.prefix,
                 reuse=config.search.reuse,
                 sharing=SHARING,
             )
-            checked = preflight(prepared, worker, path, listener, export=not run.resumed)
-            result = _Driver(prepared, run, worker, checked, listener, should_stop or (lambda: False), started).run()
-            if not result.interrupted and run.prefix.exists():
-                shutil.rmtree(run.prefix)  # large, and of use to further trials alone, which make it again
+            setup = make_setup(prepared, run, manning, plugins=plugins, sharing=SHARING)
+            engine = ProcessEngine() if manning.workers else None
+            try:
+                if engine is not None:
+                    engine.start(setup, manning.workers)  # they import while the preflight goes on
+                checked = preflight(prepared, worker, path, listener, export=not run.resumed)
+                ask = should_stop or (lambda: False)
+                driver = _Driver(prepared, run, worker, checked, listener, ask, started)
+                driver.crew = (
+                    Crew(engine, manning.workers, prepared.backbones, listener)
+                    if engine is not None
+                    else start_local(worker, prepared, setup, listener, driver.hear, ask)
+                )
+                result = driver.run()
+            finally:
+                if engine is not None:
+                    engine.stop(gracefully=False)
+            if not result.interrupted:
+                for folder in (run.prefix, run.pixels):  # large, and of use to further trials alone, which make it again
+                    if folder.exists():
+                        shutil.rmtree(folder)
             return result
     except AutoftError:
         raise
     except Exception as error:
         if not is_full_disk(error):
             raise
-        raise _full_disk(path, first_line(error)) from error
+        raise full_disk(path, first_line(error)) from error
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A trial that a worker has taken up.
+
+    Attributes:
+        trial: It.
+        settings: How it is trained.
+        until: To which epoch.
+        due: When it ends by the clock that counts work.
+    """
+
+    trial: optuna.Trial
+    settings: TrainConfig
+    until: int
+    due: float
 
 
 class _Driver:
     """State of one running search.
+
+    Without a time limit, trials are judged in the order of a clock that counts their work, not in that in which they
+    happen to end: so a search on several workers repeats bit for bit, at the price that a result may wait a little.
 
     Args:
         prepared: The study.
@@ -118,6 +161,8 @@ class _Driver:
         should_stop: Whether the user wants to stop.
         started: When the call began; reading the data counts against the time limit too.
     """
+
+    crew: Crew
 
     def __init__(
         self,
@@ -130,6 +175,9 @@ class _Driver:
         started: float,
     ) -> None:
         self.started = started
+        self.parameters = {
+            id(backbone): count for backbone, count in zip(prepared.backbones, checked.parameters, strict=True)
+        }
         self.prepared, self.folder, self.worker, self.listener = prepared, run, worker, listener
         self.user_stops = should_stop
         self.config = prepared.config
@@ -159,25 +207,21 @@ class _Driver:
         self.export_seconds = self.trials.recall("export_seconds", checked.export_seconds)
         self.trials.remember("export_seconds", self.export_seconds)
         self.bugs: Counter[str] = Counter()
+        self.flights: dict[int, _Flight] = {}
+        self.arrived: dict[int, Outcome] = {}  # in the order in which they ended
 
     def run(self) -> SearchResult:
         """Run trials until the budget is spent or the user stops, then export the winner."""
         self._announce()
-        while True:
-            if self.user_stops():
-                return self._interrupted()
-            if self._out_of_time() and (self.trials.best() is not None or self.trials.finished() > 0):
-                self.listener(Event("stopped", "the time limit is reached", {"reason": "time limit"}))
-                break
-            action = self._next_action()
-            if isinstance(action, Done):
-                break
-            trial = self.trials.ask() if isinstance(action, Start) else self.trials.resume(action.number)
-            until = action.until if isinstance(action, Promote) else self._first_stop(trial)
-            if not self._run_trial(trial, until) and self.user_stops():
-                return self._interrupted()
-        self._settle_all()
-        return self._finish()
+        while not self.user_stops():
+            self._fill()
+            if not self.flights:
+                self._settle_all()
+                return self._finish()
+            number = self._await()
+            if number is not None:
+                self._judge(number)
+        return self._interrupted()
 
     def _without_weak(self, space: Space) -> Space:
         """Probe the backbones where there are several, and leave out the clearly weak ones; a resumed run remembers."""
@@ -231,48 +275,96 @@ class _Driver:
         stored: int | None = trial.user_attrs.get(UNTIL)
         return stored or rungs(epochs, eta=ETA)[0]
 
-    def _run_trial(self, trial: optuna.Trial, until: int) -> bool:
-        """Train one trial up to an epoch and tell Optuna; return False when it was put back because the search must stop."""
-        candidate = suggest(trial, self.space)
+    def _fill(self) -> None:
+        """Give every free worker a trial, as long as there is time and something to do."""
+        while len(self.flights) < self.crew.size:
+            if self._out_of_time() and (self.trials.best() is not None or self.trials.finished() > 0):
+                if not self.flights:
+                    self.listener(Event("stopped", "the time limit is reached", {"reason": "time limit"}))
+                return
+            action = self._next_action()
+            if isinstance(action, Done):
+                return
+            trial = self.trials.ask() if isinstance(action, Start) else self.trials.resume(action.number)
+            until = action.until if isinstance(action, Promote) else self._first_stop(trial)
+            candidate = suggest(trial, self.space)
+            twin = self.trials.twin(trial)
+            if twin is None:
+                self._take_off(trial, candidate, until)
+            else:
+                self._tell_twin(trial, twin)
+
+    def _take_off(self, trial: optuna.Trial, candidate: Candidate, until: int) -> None:
+        """Give a free worker a trial, to be trained up to an epoch."""
         settings = train_config(candidate, self.objective.head, self.base)
-        backbone = self.space.backbones[candidate.backbone]
-        twin = self.trials.twin(trial)
-        if twin is not None:
-            self._tell_twin(trial, twin)
-            return True
-        done = trial.user_attrs.get("epochs", 0)
+        known = trial.user_attrs
+        done = known.get("epochs", 0)
+        broken_off = UNTIL in known and not known.get(PAUSED)
+        due = known[DUE] if broken_off else self.trials.clock() + self._work(candidate, settings, until - done)
         self.listener(self._trial_event(trial, candidate, done))
-        self.trials.start(trial, until)
-        job = Job(backbone, settings, str(candidate.values["augmentation"]), self.folder.trial(trial.number))
-        outcome = self.worker.run(
-            job,
-            on_epoch=lambda report: self._epoch(trial, report, settings, until),
-            should_stop=lambda: self.user_stops() or (self._out_of_time() and self.trials.best() is not None),
+        self.trials.start(trial, until, due)
+        self.flights[trial.number] = _Flight(trial, settings, until, due)
+        self.crew.submit(
+            trial.number,
+            self.space.backbones[candidate.backbone],
+            settings,
+            str(candidate.values["augmentation"]),
+            self.folder.trial(trial.number),
+            seconds=self._seconds_to_confirm(),
+            one_epoch=self.trials.best() is None,  # there must be something to export
+            pause_after=until,
         )
+
+    def _work(self, candidate: Candidate, settings: TrainConfig, epochs: int) -> float:
+        """Return how much work some epochs are: parameters, of frozen stages a third, as they are only run forward."""
+        frozen = settings.freeze_depth / self.space.stages[candidate.backbone]
+        return epochs * self.parameters[id(self.space.backbones[candidate.backbone])] * (1.0 - 2.0 / 3.0 * min(1.0, frozen))
+
+    def _await(self) -> int | None:
+        """Return the trial that is to be judged next, once it has ended; None where the user stops first."""
+        while not self.user_stops():
+            ready = [number for number in self.arrived if number in self.flights]
+            if self.config.search.time_limit is None:
+                first = min(self.flights, key=lambda number: (self.flights[number].due, number))
+                ready = [number for number in ready if number == first]
+            if ready:
+                return ready[0]
+            for message in self.crew.poll():
+                if isinstance(message, Ended):
+                    self.arrived[message.number] = message.outcome
+                else:
+                    self.hear(message.number, message.report)
+        return None
+
+    def _judge(self, number: int) -> None:
+        """Tell Optuna what a trial gave."""
+        flight, outcome = self.flights.pop(number), self.arrived.pop(number)
+        trial = flight.trial
         self._save_seconds()
-        if outcome.state == "interrupted":
-            if done:  # promoted, and stopped by time before its next epoch: it still has the epochs from before
+        if outcome.state == "interrupted":  # by the time limit
+            done = trial.user_attrs.get("epochs", 0)
+            if done:  # promoted: it still has the epochs from before
                 self.trials.pause(trial, done)
             else:
                 self.trials.put_back(trial)
-            return False
-        if outcome.failure is not None:
-            self._failed(trial, outcome, outcome.failure)
-        elif outcome.state == "paused":
-            self._paused(trial, outcome)
-        else:
-            self._tell(trial, outcome)
-        return True
-
-    def _epoch(self, trial: optuna.Trial, report: EpochReport, settings: TrainConfig, until: int) -> None:
-        if report.epoch > trial.user_attrs.get("epochs", 0):  # else it was told when the trial was paused
-            self._tell_epoch(trial, report, settings)
-        if report.epoch == settings.epochs:
             return
-        if self._out_of_time():
-            raise StopTrial("time limit")
-        if report.epoch >= until:
-            raise PauseTrial
+        if outcome.failure is not None:
+            self._failed(flight, outcome, outcome.failure)
+            return
+        for report in outcome.history:  # a kill may have come before some of them were told
+            self.trials.report(trial, report.value, report.epoch)
+        if outcome.state == "paused":
+            self._paused(flight, outcome)
+        else:
+            self._tell(flight, outcome)
+
+    def hear(self, number: int, report: EpochReport) -> None:
+        """Take note of an epoch that a worker has trained."""
+        flight = self.flights.get(number)
+        if flight is None:
+            return  # of the last round, which tells of whole trainings only
+        if report.epoch > flight.trial.user_attrs.get("epochs", 0):  # else it was told when the trial was paused
+            self._tell_epoch(flight.trial, report, flight.settings)
 
     def _tell_epoch(self, trial: optuna.Trial, report: EpochReport, settings: TrainConfig) -> None:
         self.trials.report(trial, report.value, report.epoch)
@@ -295,22 +387,22 @@ class _Driver:
             )
         )
 
-    def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
-        leads = self._leads(outcome)
+    def _tell(self, flight: _Flight, outcome: Outcome) -> None:
+        trial, leads = flight.trial, self._leads(outcome)
         self.trials.tell(
             trial,
             TrialState.COMPLETE if outcome.state == "complete" else TrialState.PRUNED,
             _best(outcome).value if outcome.state == "complete" else None,
             stopped=outcome.stopped,
-            **_facts_of(trial, outcome),
+            **_facts_of(flight, outcome),
         )
         self._collect_weights()
         self._end_event(trial.number, outcome.state, _best(outcome).value, outcome.stopped, leads, outcome.seconds)
 
-    def _paused(self, trial: optuna.Trial, outcome: Outcome) -> None:
+    def _paused(self, flight: _Flight, outcome: Outcome) -> None:
         """Let a trial rest with its checkpoint."""
-        leads = self._leads(outcome)
-        self.trials.pause(trial, outcome.epochs, **_facts_of(trial, outcome))
+        trial, leads = flight.trial, self._leads(outcome)
+        self.trials.pause(trial, outcome.epochs, **_facts_of(flight, outcome))
         self._end_event(
             trial.number, "paused", _best(outcome).value, f"after epoch {outcome.epochs}", leads, outcome.seconds
         )
@@ -342,14 +434,15 @@ class _Driver:
         leader = self.trials.best()
         return leader is None or is_better(self.objective.direction, _best(outcome).value, leader.user_attrs["best_value"])
 
-    def _failed(self, trial: optuna.Trial, outcome: Outcome, failure: Failure) -> None:
+    def _failed(self, flight: _Flight, outcome: Outcome, failure: Failure) -> None:
         """Record a typed failure; stop the search where going on cannot help."""
+        trial = flight.trial
         if failure.kind in ("disk", "data"):  # not the trial's fault: it goes on from its checkpoint once this is mended
             self.trials.put_back(trial)
-            if failure.kind == "disk":
-                raise _full_disk(self.folder.path, failure.message)
-            raise DataError(failure.message.partition(": ")[2], "restore the data, then type the same command again")
-        self.trials.tell(trial, TrialState.FAIL, failure=failure.kind, message=failure.message, trace=failure.trace)
+            stop_if_not_its_fault(failure, self.folder.path)
+        self.trials.tell(
+            trial, TrialState.FAIL, failure=failure.kind, message=failure.message, trace=failure.trace, **{CLOCK: flight.due}
+        )
         shutil.rmtree(self.folder.trial(trial.number), ignore_errors=True)
         self._end_event(trial.number, "failed", None, f"{failure.kind}: {failure.message}", False, outcome.seconds)
         if failure.kind == "bug":
@@ -358,7 +451,7 @@ class _Driver:
                 raise RepeatedBugError(f"{EQUAL_BUGS} trials failed in the same way; please report this:\n{failure.trace}")
 
     def _tell_twin(self, trial: optuna.Trial, twin: FrozenTrial) -> None:
-        self.trials.tell(trial, TrialState.COMPLETE, twin.value, duplicate_of=twin.number)
+        self.trials.tell(trial, TrialState.COMPLETE, twin.value, duplicate_of=twin.number, **{CLOCK: self.trials.clock()})
         self._end_event(trial.number, "complete", twin.value, f"the same as trial {twin.number}", False, 0.0)
 
     def _collect_weights(self) -> None:
@@ -378,11 +471,13 @@ class _Driver:
         self.trials.remember("seconds", round(self._spent(), 3))
 
     def _out_of_time(self) -> bool:
-        limit = self.config.search.time_limit
-        if limit is None:
-            return False
-        left = self._seconds_to_export()
-        return left is not None and left <= CONFIRM_SHARE * limit * (self.config.search.seeds > 1)
+        left = self._seconds_to_confirm()
+        return left is not None and left <= 0.0
+
+    def _seconds_to_confirm(self) -> float | None:
+        """Return the seconds until no more trials may train, or None where time is not limited."""
+        limit, left = self.config.search.time_limit, self._seconds_to_export()
+        return None if limit is None or left is None else left - CONFIRM_SHARE * limit * (self.config.search.seeds > 1)
 
     def _seconds_to_export(self) -> float | None:
         """Return the seconds until the export must begin, or None where time is not limited."""
@@ -398,7 +493,7 @@ class _Driver:
         this_trial = report.seconds * settings.epochs
         each = (sum(ended) + this_trial) / (len(ended) + 1)
         rest = self.config.search.trials - self.trials.finished() - 1
-        left: float = report.seconds * (settings.epochs - report.epoch) + max(0, rest) * each
+        left: float = report.seconds * (settings.epochs - report.epoch) + max(0, rest) * each / self.crew.size
         limit = self.config.search.time_limit
         return round(left if limit is None else max(0.0, min(left, limit - self._spent())), 1)
 
@@ -411,6 +506,7 @@ class _Driver:
             self.prepared,
             self.folder,
             self.worker,
+            self.crew,
             self.space,
             self.base,
             self.trials,
@@ -439,6 +535,11 @@ class _Driver:
         return result
 
     def _interrupted(self) -> SearchResult:
+        for message in self.crew.stop(gracefully=True):
+            if isinstance(message, Epoch) and message.number in self.flights:
+                self.hear(message.number, message.report)
+        for flight in self.flights.values():  # also what has ended, but is not judged: its files say so when it is taken up
+            self.trials.put_back(flight.trial)
         self.trials.rest()
         self._save_seconds()
         done = self.trials.finished()
@@ -534,9 +635,9 @@ def _best(outcome: Outcome) -> EpochReport:
     return outcome.best
 
 
-def _facts_of(trial: optuna.Trial, outcome: Outcome) -> dict[str, Any]:
+def _facts_of(flight: _Flight, outcome: Outcome) -> dict[str, Any]:
     """Return what is stored with a trial of its training so far; the seconds of all its parts together."""
-    best = _best(outcome)
+    best, trial = _best(outcome), flight.trial
     return {
         "metrics": best.metrics,
         "best_epoch": best.epoch,
@@ -545,14 +646,8 @@ def _facts_of(trial: optuna.Trial, outcome: Outcome) -> dict[str, Any]:
         "seconds": round(trial.user_attrs.get("seconds", 0.0) + outcome.seconds, 3),
         "micro_batch": outcome.micro_batch,
         "reuse": outcome.reuse or None,
+        CLOCK: flight.due,
     }
-
-
-def _full_disk(path: Path, message: str) -> RunError:
-    return RunError(
-        f"the disk of {path} is full: {message}",
-        "free some space, then type the same command again: nothing that was finished is lost",
-    )
 
 
 def _many(count: int, noun: str) -> str:

@@ -88,6 +88,8 @@ class Task:
         seconds: From its beginning to its deadline, or None. The epoch that ends after it is the last (`time limit`); a
             step that would begin after it ends the task as `interrupted`.
         one_epoch: Whether an epoch must have ended before steps heed the deadline.
+        whole: Whether only a training to its end counts: an epoch that ends after the deadline is then not the last, but the
+            next step ends the task as `interrupted`.
         pause_after: The epoch after which it pauses, unless it is the last; or None.
     """
 
@@ -98,6 +100,7 @@ class Task:
     folder: str
     seconds: float | None = None
     one_epoch: bool = False
+    whole: bool = False
     pause_after: int | None = None
 
 
@@ -265,7 +268,7 @@ def run_task(
         on_epoch(report)
         if report.epoch == task.config.epochs:
             return
-        if late():
+        if late() and not task.whole:
             raise StopTrial("time limit")
         if task.pause_after is not None and report.epoch >= task.pause_after:
             raise PauseTrial

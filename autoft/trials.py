@@ -24,6 +24,10 @@ STARTUP_TRIALS = 8  # random points before TPE has enough to model
 # finished nor to be handed out by `ask`; when the session ends before the search, it is WAITING.
 PAUSED = "paused"  # the epoch after which it rests; 0 while it trains
 UNTIL = "until"  # the epoch that it trains to
+# Without a time limit, trials are taken up and judged in the order of a clock that counts work (`driver.py`), since seconds
+# are never the same twice.
+DUE = "due"  # when the clock says that what it trains now ends
+CLOCK = "clock"  # what the clock said when it last rested or ended
 
 
 class Trials:
@@ -77,7 +81,12 @@ class Trials:
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
         copy = optuna.create_study(direction=self.direction, sampler=sampler)
         for trial in self.all():
-            if trial.user_attrs.get(PAUSED):
+            if trial.state == TrialState.RUNNING and not trial.user_attrs.get(PAUSED):
+                # without its scores: how far it has come by now depends on the machine
+                trial = optuna.trial.create_trial(
+                    state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions
+                )
+            elif trial.user_attrs.get(PAUSED):
                 trial = optuna.trial.create_trial(
                     state=TrialState.PRUNED,
                     params=trial.params,
@@ -93,10 +102,16 @@ class Trials:
         """Return whether a trial was broken off in the middle by a kill or an interruption; `ask` takes it up."""
         return any(UNTIL in trial.user_attrs for trial in self.all(TrialState.WAITING))
 
-    def start(self, trial: optuna.Trial, until: int) -> None:
-        """Note that a trial trains now, and how far."""
+    def start(self, trial: optuna.Trial, until: int, due: float) -> None:
+        """Note that a trial trains now, how far, and when the clock says that it has come there."""
         trial.set_user_attr(UNTIL, until)
+        trial.set_user_attr(DUE, due)
         trial.set_user_attr(PAUSED, 0)
+
+    def clock(self) -> float:
+        """Return what the clock says: when the last of the trials that now rest or have ended did so."""
+        told = (trial for trial in self.all() if trial.state.is_finished() or trial.user_attrs.get(PAUSED))
+        return max((trial.user_attrs.get(CLOCK, 0.0) for trial in told), default=0.0)
 
     def pause(self, trial: optuna.Trial, epoch: int, **facts: Any) -> None:
         """Let a trial rest after an epoch; `facts` are stored with it, where they are not None."""
@@ -133,9 +148,11 @@ class Trials:
             known = trial.user_attrs
             if "duplicate_of" in known:
                 continue
-            steps = sorted(trial.intermediate_values.items())
             state = "ended" if trial.state.is_finished() else "paused" if known.get(PAUSED) else "running"
+            steps = sorted(trial.intermediate_values.items())
             seconds = known.get("seconds", 0.0) / max(1, len(steps)) if cost else 0.0
+            if state == "running":  # what it has shown since it was taken up is not judged yet
+                steps = steps[: known.get("epochs", 0)]
             values = tuple(value for _, value in steps)
             seen.append(Progress(trial.number, values, seconds, state, known.get("role") == "preset"))  # type: ignore[arg-type]
         return seen

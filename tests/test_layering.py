@@ -43,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "driver",
         "crew",
+        "failures",
         "identity",
         "engine",
         "processes",
