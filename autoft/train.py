@@ -74,6 +74,7 @@ class TrainConfig:
         seed: Seeds initialization, order, dropout and augmentation.
         knobs: Values of the head's knobs.
         group_by_length: Whether samples of similar length share a step, so that little is padding; without effect on images.
+        compile: Whether training steps run as code compiled for the model by `torch.compile`; evaluation never does.
         views: How many random variants of each sample there are: epoch e trains on number (e - 1) % `views`. None: a new one
             every epoch.
     """
@@ -95,6 +96,7 @@ class TrainConfig:
     seed: int = 0
     knobs: Mapping[str, Any] = field(default_factory=dict)
     group_by_length: bool = True
+    compile: bool = False
     views: int | None = None
 
 
@@ -161,20 +163,21 @@ def fit(
         checkpoint: Folder for checkpoints, or None for none. After a kill, the same call continues exactly.
         on_epoch: Called after each epoch, once its checkpoint is safe; what it raises ends the training.
         should_stop: Asked before every step; True ends the training with `Interrupted`.
-        run: Gives the model's outputs for the splits' batches, where these hold something else than the model's inputs.
+        run: Gives the model's outputs for the splits' batches, where these hold something else than the model's inputs. It
+            is never compiled: it replaces parts of the model from call to call, which compiled code would not see.
 
     Raises:
         NonFiniteError: The loss or the outputs are not finite.
         Interrupted: `should_stop` said so.
     """
     head, targets = objective.head, objective.targets
-    forward = run or model
     model.freeze(config.freeze_depth)
     model.to(device)
     channels_last = device.type == "cuda"  # tensor cores want it; oneDNN and MPS choose layouts themselves
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    optimizer = _optimizer(model, config, no_weight_decay, device)
+    forward = run or (compiled(model, dynamic=train.preprocessing.ragged) if config.compile else model)
+    optimizer = make_optimizer(model, config, no_weight_decay, device)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     weights = head.draw_weights(train.targets, targets, config.knobs)
     steps_an_epoch = math.ceil(len(train) / config.batch_size)
@@ -347,8 +350,11 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """Return the precision for `auto`: bf16 on GPUs that have it, fp16 on older ones, fp32 elsewhere."""
-    if wanted != "auto":
+    """Return the precision for `auto`: bf16 on GPUs that have it, fp16 on older ones, fp32 elsewhere.
+
+    `autoft.tuning` then measures whether it pays; `probe` is the same choice, measured elsewhere too.
+    """
+    if wanted not in ("auto", "probe"):
         return wanted
     if device.type != "cuda":
         return "fp32"
@@ -383,9 +389,26 @@ def _evaluation_batch(config: TrainConfig) -> int:
     return 2 * config.micro_batch if config.micro_batch else max(64, 2 * config.batch_size)
 
 
-def _optimizer(
+def compiled(model: FineTuneModel, *, dynamic: bool) -> Callable[..., Tensor]:
+    """Return the model's forward as compiled code; the model itself, and the names of its weights, stay as they are.
+
+    The compilation happens at the first call, and again at a shape that the code does not fit. What was compiled before is
+    dropped: kept from trial to trial, torch would in the end give up compiling, and run the plain model in silence.
+
+    Args:
+        model: Frozen as it will be trained.
+        dynamic: Whether batches differ in length, as those of texts do.
+    """
+    torch.compiler.reset()
+    # random numbers as without compilation: else dropout would make two different trainings of one configuration
+    forward: Callable[..., Tensor] = torch.compile(model.forward, dynamic=dynamic or None, options={"fallback_random": True})
+    return forward
+
+
+def make_optimizer(
     model: FineTuneModel, config: TrainConfig, no_weight_decay: frozenset[str], device: torch.device
 ) -> torch.optim.Optimizer:
+    """Return the optimizer of what the model has trainable, with its groups' learning rates."""
     groups = parameter_groups(
         model.backbone,
         model.head,

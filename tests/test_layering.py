@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("confirm", "soup", "model", "regularize", "tokens", "loading"),
     ("train", "space", "prefix", "prefix_store"),
     ("worker",),
-    ("probe",),
+    ("probe", "tuning"),
     (
         "driver",
         "crew",
