@@ -26,7 +26,7 @@ from autoft.finish import SearchResult
 COMMAND = Path(sysconfig.get_path("scripts")) / "autoft"
 # One thread: sums are the same in every process, and the tests leave the machine to others.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-SMALL = ("search.trials=3", "trainer.epochs=2", "search.seeds=1", "search.prune=false")
+SMALL = ("search.trials=3", "trainer.epochs=2", "search.seeds=1", "search.prune=false", "search.workers=0")
 
 
 @dataclass
