@@ -80,6 +80,12 @@ class Cut:
         sizes = shape.sizes(1, 1)[2 if self.ragged else 1 :]
         return math.prod(sizes) * shape.dtype.itemsize
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the activation, as the model gives it in the precision that the cut was found in."""
+        (shape,) = _shapes(self._calls[-1].output)
+        return shape.dtype
+
     def carried(self, inputs: Inputs) -> Inputs:
         """Return those of the original inputs that a replay is given besides the activation."""
         return inputs if self.takes_inputs else ()

@@ -7,7 +7,8 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,22 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoft.errors import RunError
+from autoft.errors import RunError, first_line
 from autoft.files import read_json, write_json
 from autoft.loading import Batch, RaggedData, SplitData
 from autoft.model import FineTuneModel
 from autoft.prefix import Cut, find_cut, record, replaying
 from autoft.ragged import Ragged, Rows
 from autoft.specs import Backbone
-from autoft.train import TrainConfig, autocast, to_channels_last
+from autoft.train import Objective, TrainConfig, autocast, predict, to_channels_last
 
 MASK = "attention_mask"
 SMALLEST_GAIN = 1.2  # predicted; below it, a store is not worth its disk and its risk
+# How far a store in a lower precision may move validation outputs, as a share of the largest: four roundings, as batches of
+# another size may take another kernel.
+STORE_TOLERANCE = {torch.bfloat16: 4 * 2.0**-8, torch.float16: 4 * 2.0**-11}
+METRIC_TOLERANCE = 0.001  # and the metric; of metrics above 1, as a share
+FLOAT32_SLACK = 4  # times that tolerance, for stages computed in float32 where training computes them in less
 _ZEROS = 1 << 24  # bytes written at once
 DISK = 20 << 30  # bytes of a folder of stores; what was used least recently goes first
 
@@ -94,6 +100,9 @@ class PrefixStore:
         self._fingerprints: dict[tuple[Any, ...], dict[int, str]] = {}
         self._cuts: dict[tuple[Any, ...], tuple[Cut | None, str]] = {}
         self._counted: dict[tuple[Any, ...], tuple[int, int, int]] = {}
+        self._harm: dict[
+            tuple[Any, ...], tuple[str | None, str | None]
+        ] = {}  # of stores in a lower precision, and in float32
 
     @property
     def nbytes(self) -> int:
@@ -110,11 +119,15 @@ class PrefixStore:
         *,
         device: torch.device,
         force: bool = False,
+        objective: Objective | None = None,
     ) -> tuple[Reuse | None, str]:
         """Decide whether a trial shall start at its frozen stages' stored output.
 
         It shall where the predicted gain is at least `SMALLEST_GAIN`: a step's operations with the whole model, over those
         of a replayed step and of its share in making the store. All three are counted on one batch.
+
+        What the model gives in a lower precision is stored so only where the validation split's outputs and metric are those
+        of the whole model; where they are not, it is made and stored in float32.
 
         Args:
             model: As built, before any training; moved to `device`.
@@ -124,6 +137,7 @@ class PrefixStore:
             validation: The validation split.
             device: Where it trains.
             force: Reuse wherever a cut holds, whatever it gains.
+            objective: Task and metric, by which a store in a lower precision is judged; None to judge it by outputs alone.
 
         Returns:
             What to train with, or None; and what was decided, in words.
@@ -144,19 +158,25 @@ class PrefixStore:
         if start not in self._fingerprints:
             self._fingerprints[start] = _fingerprints(model)
         weights = self._fingerprints[start]
-        made = {
-            name: PrefixData(self, source, name, cut, model, config, weights[cut.depth], device)
-            for name, source in (("train", train), ("validation", validation))
-        }
-        size = made["train"].row_bytes * made["train"].places
+
+        def stored(precision: str) -> dict[str, PrefixData]:
+            recorded = replace(config, precision=precision)
+            return {
+                name: PrefixData(self, source, name, cut, model, recorded, weights[cut.depth], device)
+                for name, source in (("train", train), ("validation", validation))
+            }
+
+        def run(*inputs: Tensor) -> Tensor:
+            with replaying(model, cut):
+                outputs: Tensor = model(*inputs)
+            return outputs
+
+        made = stored(config.precision)
         views = config.views or config.epochs
         views = min(views, config.epochs) if made["train"].varied else 1
-        limit = self._memory if self._folder is None else self._disk
-        if size * views > limit:
-            return (
-                None,
-                f"declined: {size * views / 1e9:.1f} GB of activations are more than the {limit / 1e9:.1f} GB allowed",
-            )
+        too_large = self._too_large(made["train"], views)
+        if too_large is not None:
+            return None, f"declined: {too_large}"
         if not force:
             batch = min(config.micro_batch or config.batch_size, len(train))
             counted = (*known, batch)
@@ -181,13 +201,30 @@ class PrefixStore:
             if same and depth < config.freeze_depth and shallower is not None and shallower.depth < cut.depth:
                 for data in made.values():
                     data.start_from(shallower, weights[shallower.depth])
+        if cut.dtype not in STORE_TOLERANCE:
+            return Reuse(run, made["train"], made["validation"]), told
+        judged = (*known, config.seed)  # which draws the head
+        exact = stored("fp32")
+        if judged not in self._harm:
+            judge = partial(_harm, model, cut, config, validation, run=run, device=device)
+            harm = judge(made["validation"], objective=objective)
+            # nothing but the rounding of the frozen stages is left then, and it is the better part that is kept
+            left = None if harm is None else judge(exact["validation"], objective=None, slack=FLOAT32_SLACK)
+            self._harm[judged] = harm, left
+        harm, left = self._harm[judged]
+        if harm is None:
+            return Reuse(run, made["train"], made["validation"]), told
+        left = left or self._too_large(exact["train"], views)
+        if left is not None:
+            return None, f"declined: {harm}; and in float32: {left}"
+        return Reuse(run, exact["train"], exact["validation"]), f"{told}, stored in float32: {harm}"
 
-        def run(*inputs: Tensor) -> Tensor:
-            with replaying(model, cut):
-                outputs: Tensor = model(*inputs)
-            return outputs
-
-        return Reuse(run, made["train"], made["validation"]), told
+    def _too_large(self, data: PrefixData, views: int) -> str | None:
+        size = data.row_bytes * data.places * views
+        limit = self._memory if self._folder is None else self._disk
+        if size <= limit:
+            return None
+        return f"{size / 1e9:.1f} GB of activations are more than the {limit / 1e9:.1f} GB allowed"
 
     def exists(self, key: str) -> bool:
         """Return whether a store is complete."""
@@ -314,6 +351,8 @@ class PrefixData(SplitData):
     @property
     def row_bytes(self) -> int:
         """Bytes of such a row, float32 or less."""
+        if self._config.precision == "fp32" and self._cut.dtype in STORE_TOLERANCE:
+            return self._cut.row_bytes * 4 // self._cut.dtype.itemsize  # of training in a lower precision
         return self._cut.row_bytes
 
     def steps(
@@ -437,6 +476,39 @@ def _cut(
     batches = [inputs for inputs, _ in feed]
     cut, failures = find_cut(model, config.freeze_depth, batches, mask=mask, precision=config.precision)
     return cut, "; ".join(failures)
+
+
+def _harm(
+    model: FineTuneModel,
+    cut: Cut,
+    config: TrainConfig,
+    whole: SplitData,
+    stored: SplitData,
+    *,
+    run: Callable[..., Tensor],
+    objective: Objective | None,
+    device: torch.device,
+    slack: float = 1.0,
+) -> str | None:
+    """Return how a store changes what training in a lower precision gives on validation, or None where it does not."""
+    once = partial(predict, model, device=device, batch_size=2 * config.batch_size, precision=config.precision)
+    with _evaluating(model):
+        wanted = once(whole)
+        try:
+            found = once(stored, run=run)
+        except (RuntimeError, TypeError) as error:  # a model that takes no other format than its own
+            return f"the replay fails: {first_line(error)}"
+    before, after = (rows.values if isinstance(rows, Ragged) else rows for rows in (wanted, found))
+    difference = 0.0 if torch.equal(after, before) else float((after - before).abs().max() / before.abs().max())
+    form = str(cut.dtype).removeprefix("torch.")
+    if not difference <= slack * STORE_TOLERANCE[cut.dtype]:  # also where it is not a number
+        return f"outputs differ by {difference:.2g} from those in {form}"
+    if objective is None:
+        return None
+    scores = [objective.head.metrics(rows, whole.targets, objective.targets)[objective.metric] for rows in (wanted, found)]
+    if not abs(scores[1] - scores[0]) <= METRIC_TOLERANCE * max(1.0, abs(scores[0])):
+        return f"{objective.metric} is {scores[1]:.4f} instead of {scores[0]:.4f} in {form}"
+    return None
 
 
 def _fingerprints(model: FineTuneModel) -> dict[int, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from autoft import tuning
 from autoft.builtin import heads
 from autoft.loading import FixedData, RaggedData
 from autoft.model import FineTuneModel, assemble
@@ -140,10 +141,11 @@ class HungryModule(torch.nn.Module):
         return features
 
 
-def test_real_out_of_memory_halves_the_micro_batch_and_goes_on(setup: Setup, tmp_path: Path) -> None:
-    hungry = replace(
+def hungry(setup: Setup, most: int) -> Backbone:
+    """The toy backbone, but with room for so many samples."""
+    return replace(
         setup.backbone,
-        build=lambda: HungryModule(setup.backbone.build(), most=2),
+        build=lambda: HungryModule(setup.backbone.build(), most=most),
         stages=lambda module: tuple(
             replace(stage, parameters=tuple(f"inner.{name}" for name in stage.parameters))
             for stage in setup.backbone.stages(module.inner)
@@ -151,8 +153,11 @@ def test_real_out_of_memory_halves_the_micro_batch_and_goes_on(setup: Setup, tmp
         feature_size=lambda module: setup.backbone.feature_size(module.inner),
         no_weight_decay=lambda module: frozenset(),
     )
+
+
+def test_real_out_of_memory_halves_the_micro_batch_and_goes_on(setup: Setup, tmp_path: Path) -> None:
     worker = Worker(setup.splits, setup.objective, device=CUDA, memory=1 << 30)
-    outcome = worker.run(Job(hungry, replace(CONFIG, epochs=1), "none", tmp_path / "0"))
+    outcome = worker.run(Job(hungry(setup, 2), replace(CONFIG, epochs=1), "none", tmp_path / "0"))
     assert outcome.state == "complete"
     assert outcome.micro_batch == 2
 
@@ -186,3 +191,32 @@ def test_outputs_for_texts_on_the_gpu_equal_those_on_the_cpu() -> None:
 
 def test_training_on_texts_does_not_synchronize_in_a_step() -> None:
     test_training_does_not_synchronize_in_a_step(TextSetup())
+
+
+@pytest.mark.parametrize(("most", "wanted"), [(2, 2), (8, None)])
+def test_the_largest_micro_batch_that_fits_is_found(setup: Setup, most: int, wanted: int | None) -> None:
+    backbone = hungry(setup, most)
+
+    def make() -> FineTuneModel:
+        return assemble(backbone, HEAD, setup.objective.targets, KNOBS, seed=0)
+
+    found, facts = tuning.largest_micro_batch(make, setup.train, setup.objective, CONFIG, device=CUDA)
+    assert found == wanted
+    assert facts["failed"] == ([8, 4] if wanted else [])
+
+
+def test_choices_are_measured_on_the_gpu(setup: Setup) -> None:
+    tuned = tuning.tune(setup.model, setup.train, setup.objective, CONFIG, device=CUDA)
+    assert tuned.facts["precision"]["candidate"] in ("bf16", "fp16")
+    assert tuned.facts["micro_batch"]["fits"] is True
+    assert not tuned.compile  # a toy's trial is over before anything is compiled
+
+
+def test_compiled_training_on_the_gpu_agrees(setup: Setup) -> None:
+    config = replace(CONFIG, epochs=2, knobs={**KNOBS, "dropout": 0.0})
+    losses = []
+    for compiling in (False, True):
+        settings = replace(config, compile=compiling)
+        result = fit(setup.model(), setup.train, setup.validation, setup.objective, settings, device=CUDA)
+        losses.append([report.train_loss for report in result.history])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_transformers import write_tiny
@@ -26,11 +27,12 @@ from toy_training import (
     split,
 )
 
+from autoft import prefix_store
 from autoft.builtin import timm as timm_family
 from autoft.builtin import transformers as transformers_family
 from autoft.errors import RunError
 from autoft.loading import load_split
-from autoft.model import assemble
+from autoft.model import FineTuneModel, assemble
 from autoft.prefix_store import PrefixStore, Reuse
 from autoft.specs import Backbone, BackboneRequest, Sample
 from autoft.testing import toy
@@ -232,6 +234,64 @@ def test_activations_are_kept_in_the_dtype_of_training(tmp_path: Path) -> None:
     wanted, _ = trained(settings, None, MLP)
     found, _ = trained(settings, PrefixStore(tmp_path, memory=0), MLP)
     assert losses(found) == pytest.approx(losses(wanted), abs=1e-3)  # batches of another size round elsewhere
+
+
+LOWER = config(freeze_depth=2, epochs=2, precision="bf16")
+
+
+def planned_lower(store: PrefixStore, model: FineTuneModel, **arguments: Any) -> tuple[Reuse | None, str]:
+    data = split(TRAIN, MLP), split(VALIDATION, MLP)
+    return store.plan(model, MLP, LOWER, *data, device=CPU, force=True, **arguments)
+
+
+def damaged(monkeypatch: pytest.MonkeyPatch, *formats: torch.dtype) -> None:
+    """Let what is recorded in some formats be a tenth too large."""
+    real = prefix_store.record
+
+    def record(*arguments: Any) -> torch.Tensor:
+        found = real(*arguments)
+        return found * 1.1 if found.dtype in formats else found
+
+    monkeypatch.setattr(prefix_store, "record", record)
+
+
+def test_a_store_in_the_format_of_training_is_judged_harmless() -> None:
+    store = PrefixStore(None, memory=1 << 30)
+    reuse, told = planned_lower(store, build(MLP), objective=objective())
+    assert reuse is not None
+    assert "float32" not in told
+    next(iter(reuse.train.batches([np.arange(2)], device=CPU)))
+    assert {kept.dtype for kept in store._held.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("cause", ["outputs", "metric"])
+def test_a_store_that_moves_outputs_or_metric_is_made_in_float32(monkeypatch: pytest.MonkeyPatch, cause: str) -> None:
+    if cause == "outputs":
+        damaged(monkeypatch, torch.bfloat16)
+    else:
+        monkeypatch.setattr(prefix_store, "METRIC_TOLERANCE", -1.0)
+    store, model = PrefixStore(None, memory=1 << 30), build(MLP)
+    reuse, told = planned_lower(store, model, objective=objective())
+    assert reuse is not None
+    assert f"stored in float32: {'outputs differ' if cause == 'outputs' else 'log_loss is'}" in told
+    found = fit(model, reuse.train, reuse.validation, objective(), LOWER, device=CPU, run=reuse.run)
+    assert [kept.dtype for kept in store._held.values()].count(torch.float32) == 2  # what was judged lies beside them
+    wanted, _ = trained(LOWER, None, MLP)
+    assert losses(found) == pytest.approx(losses(wanted), abs=0.02)
+
+
+def test_reuse_is_declined_where_float32_does_no_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged(monkeypatch, torch.bfloat16, torch.float32)
+    reuse, told = planned_lower(PrefixStore(None, memory=1 << 30), build(MLP), objective=objective())
+    assert reuse is None
+    assert "and in float32: outputs differ" in told
+
+
+def test_training_in_float32_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged(monkeypatch, torch.bfloat16)
+    monkeypatch.setattr(prefix_store, "METRIC_TOLERANCE", -1.0)
+    _, told = trained(config(freeze_depth=2, epochs=1), PrefixStore(None, memory=1 << 30), MLP)
+    assert "float32" not in told
 
 
 def stops(questions: list[bool]) -> bool:
