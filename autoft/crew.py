@@ -118,7 +118,6 @@ class Crew:
         self._listener = listener
         self._busy: dict[int, tuple[Task, float]] = {}  # what each worker does, and since when
         self._deaths: Counter[int] = Counter()
-        self._died_at_start = 0
 
     @property
     def free(self) -> int:
@@ -189,9 +188,8 @@ class Crew:
         if not died.ready:
             raise RunError(
                 f"a worker process {how} before it was ready{last}",
-                "read what it wrote above; `--workers 0` trains in the process of the search itself"
-                if not died.errors
-                else f"`--workers 0` trains in the process of the search itself; its last words:\n{died.errors}",
+                "`--workers 0` trains in the process of the search itself"
+                + (f"; its last words:\n{died.errors}" if died.errors else ""),
             )
         self._listener(
             Event(

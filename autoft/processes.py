@@ -82,7 +82,7 @@ class ProcessEngine:
             ValueError: There is no such worker, or it has a task.
         """
         process = self._processes.get(worker)
-        if process is None or self._setup is None:
+        if process is None or self._setup is None or self._listener is None:
             raise ValueError(f"a task must go to a worker that runs, but worker {worker} does not")
         if process.task is not None and not process.dead:
             raise ValueError(f"a worker takes one task at a time, but worker {worker} still has trial {process.task}")
@@ -115,20 +115,22 @@ class ProcessEngine:
     def stop(self, *, gracefully: bool) -> None:
         """End the processes, and wait for them; with `gracefully` those in training end at their next step.
 
-        A trial ended so is told as `Ended`, `interrupted`, and goes on from its last epoch's checkpoint later.
+        A trial ended so is told as `Ended`, `interrupted`, and goes on from its last epoch's checkpoint later. Stopped
+        already, nothing happens.
         """
         for process in self._processes.values():
             process.stop(gracefully=gracefully)
         deadline = time.monotonic() + (GRACE if gracefully else 0.0)
         for process in self._processes.values():
             process.join(max(0.0, deadline - time.monotonic()))
-        if self._listener is not None and self._acceptor is not None:
+        listener, self._listener = self._listener, None
+        if listener is not None and self._acceptor is not None:
             self._closing = True
             # closing the socket would not wake the thread that waits on it; a last visitor does
             with contextlib.suppress(OSError, EOFError, AuthenticationError):
-                Client(self._listener.address, authkey=self._key).close()
+                Client(listener.address, authkey=self._key).close()
             self._acceptor.join(5)
-            self._listener.close()
+            listener.close()
 
     def _start_process(self, number: int, content: bytes) -> _Process:
         if self._setup is None or self._listener is None:

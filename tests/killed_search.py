@@ -18,7 +18,7 @@ from sqlalchemy.engine import Engine
 
 from autoft import finish, preflight, trials
 
-SETTINGS = ("search.trials=6", "trainer.epochs=3", "search.prune=true")
+SETTINGS = ["search.trials=6", "trainer.epochs=3", "search.prune=true", *sys.argv[4:]]
 
 
 class Writes:

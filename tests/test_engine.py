@@ -391,6 +391,28 @@ def test_workers_of_a_killed_driver_end_by_themselves_in_the_middle_of_training(
     assert (tmp_path / "trial-0" / "checkpoint" / "last.safetensors").exists()
 
 
+def test_engine_that_is_stopped_twice_takes_nothing_more(toy_path: None, tmp_path: Path) -> None:
+    engine = ProcessEngine()
+    engine.start(make_setup(), 1)
+    engine.stop(gracefully=True)
+    engine.stop(gracefully=False)
+    with pytest.raises(ValueError, match="worker 0 does not"):
+        engine.submit(0, task(tmp_path))
+
+
+def test_deadline_waits_for_a_first_epoch_where_one_is_needed(toy_path: None, tmp_path: Path) -> None:
+    made = equip(make_setup())
+    late = task(tmp_path, epochs=3, seconds=-1.0)
+
+    def run(wanted: Task) -> tuple[str, str, int]:
+        outcome = run_task(made, wanted, lambda report: None, lambda: False)
+        return outcome.state, outcome.stopped, outcome.epochs
+
+    assert run(late) == ("interrupted", "interrupted", 0)
+    assert run(replace(late, number=1, folder=str(tmp_path / "1"), one_epoch=True)) == ("pruned", "time limit", 1)
+    assert run(replace(late, number=2, folder=str(tmp_path / "2"), one_epoch=True, whole=True))[0::2] == ("interrupted", 1)
+
+
 def test_graceful_stop_leaves_a_checkpoint_and_no_process(toy_site: Path, tmp_path: Path) -> None:
     driver, pids = start_driver(toy_site, tmp_path)
     out, _ = driver.communicate("\n", timeout=SECONDS)
