@@ -201,7 +201,7 @@ def measure_precision(
         differs = bench.difference(lower)
     except (RuntimeError, TypeError) as error:
         return "fp32", {"why": f"{lower} cannot be had on {device.type}: {first_line(error)}", "candidate": lower}
-    facts: dict[str, Any] = {"difference": differs, "candidate": lower}
+    facts: dict[str, Any] = {"difference": differs if math.isfinite(differs) else None, "candidate": lower}
     if not differs <= AGREEMENT[lower]:  # also where it is not a number
         return "fp32", {"why": f"{lower} gives other outputs: they differ by {differs:.2g}", **facts}
     before, after = interleaved(
@@ -274,7 +274,8 @@ def measure_compilation(
         torch.compiler.reset()
     cost = max(0.0, first - len(bench.batches) * fast)
     saved = steps * (plain - fast)
-    facts |= {"plain_seconds": plain, "compiled_seconds": fast, "cost_seconds": cost, "difference": differs}
+    facts |= {"plain_seconds": plain, "compiled_seconds": fast, "cost_seconds": cost}
+    facts["difference"] = differs if math.isfinite(differs) else None
     if not differs <= AGREEMENT[config.precision]:
         return False, {"why": f"compiled code gives other outputs: they differ by {differs:.2g}", **facts}
     pays = saved > COMPILE_PAYS * cost

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from toy_training import CPU, HEAD, KNOBS, MLP, TRAIN, VALIDATION, build, config, objective, run, split, state
 
 from autoft import tuning
+from autoft.config.schema import TrainerConfig
 from autoft.errors import BackboneError
 from autoft.loading import load_split
 from autoft.model import FineTuneModel, assemble
@@ -145,6 +147,7 @@ def test_a_precision_that_gives_other_outputs_is_not_taken(monkeypatch: pytest.M
     found, facts = measure_precision(make, split(TRAIN, MLP), objective(), config(), device=CPU, asked="probe")
     assert found == "fp32"
     assert "other outputs" in facts["why"]
+    json.dumps(facts, allow_nan=False)
 
 
 @pytest.mark.parametrize(("asked", "wanted"), [("auto", "fp32"), ("bf16", "bf16"), ("fp32", "fp32")])
@@ -294,3 +297,14 @@ def test_facts_are_ready_for_json() -> None:
     )
     assert Tuned.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
     assert tuned.facts.keys() == {"device", "micro_batch", "precision", "compile"}
+
+
+@pytest.mark.parametrize("value", ["auto", "probe", True, False])
+def test_a_study_says_whether_to_compile(value: tuning.Asked) -> None:
+    assert TrainerConfig.model_validate({"compile": value}).compile == value
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_other_words_about_compilation_are_refused(value: object) -> None:
+    with pytest.raises(ValidationError, match="must be `auto`, `probe`, true or false"):
+        TrainerConfig.model_validate({"compile": value})
