@@ -32,7 +32,6 @@ DATA = HERE / "data" / "time_to_score"
 MINILM = STUDIES / "docstrings" / "data" / "minilm"
 DIGITS_WEIGHTS = STUDIES / "digits" / "weights"
 MAX_LENGTH = 256  # tokens; no first sentence of a docstring has as many
-IMAGE_SIZE = 32
 EVALUATION_BATCH = 64
 WARMUP = 0.1  # the share of the steps that autoft's preset takes; its default space does not search it
 GOALS = {"text": 1 / 8, "images": 1 / 3}
@@ -98,11 +97,15 @@ def text_peer(job: dict[str, Any]) -> Peer:
             "label_smoothing_factor": trial.suggest_float("label_smoothing_factor", 0.0, 0.1),
         }
 
-    found: list[tuple[float, str]] = []  # of each trial that was trained to its end: its best epoch and where that is
+    found: list[tuple[float, str]] = []  # of each trial with a checkpoint: its best epoch's accuracy, and where that is
+    pruned = 0
 
     class Noting(transformers.TrainerCallback):
         def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            found.append((state.best_metric, state.best_model_checkpoint))
+            nonlocal pruned
+            pruned += round(state.epoch) < job["epochs"]
+            if state.best_metric is not None:  # None where it was pruned after its first epoch
+                found.append((state.best_metric, state.best_model_checkpoint))
 
     trainer = Trainer(
         args=Arguments(
@@ -145,7 +148,7 @@ def text_peer(job: dict[str, Any]) -> Peer:
     best, folder = max(found)
     trainer.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="float32")
     test = accuracy(trainer.predict(splits["test"]))["accuracy"]
-    return Peer(seconds, best, test, job["trials"] - len(found))
+    return Peer(seconds, best, test, pruned)
 
 
 # --- the peer for images ----------------------------------------------------------------------------------------------
@@ -169,7 +172,7 @@ def images_peer(job: dict[str, Any]) -> Peer:
 
     def decode(split: str) -> tuple[torch.Tensor, torch.Tensor]:
         files = sorted(Path(job["data"], split).glob("*/*.png"))
-        side = (IMAGE_SIZE, IMAGE_SIZE)
+        side = (job["image_size"], job["image_size"])
         pixels = [np.asarray(Image.open(file).convert("RGB").resize(side, Image.Resampling.BILINEAR)) for file in files]
         # the pretrained weights expect values from -1 to 1
         inputs = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
@@ -300,7 +303,7 @@ def run_autoft(job: dict[str, Any], seconds: float, target: float, options: argp
     output = folder / f"run-{share}"
     columns = {} if job["kind"] == "images" else {"text": "text", "label": "label", "split": "split"}
     backbone = {"name": job["backbone"], "weights": job["weights"]}
-    backbone |= {"image_size": IMAGE_SIZE} if job["kind"] == "images" else {"max_length": MAX_LENGTH}
+    backbone |= {"image_size": job["image_size"]} if job["kind"] == "images" else {"max_length": MAX_LENGTH}
     written = {
         "name": job["name"],
         "data": {"path": job["data"], **columns},
@@ -398,6 +401,7 @@ def images_job(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         "architecture": "test_resnet",
         "backbone": "timm/test_resnet",
         "batch_size": choose_batch_size("auto", sizes[0], "image"),
+        "image_size": options.image_size,
         "sizes": sizes,
     }
 
@@ -471,7 +475,7 @@ def line(name: str, seconds: float, peer: Peer, validation: float, test: float |
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="{text,images}")
-    for kind, samples, epochs in (("text", 1000, 3), ("images", 500, 10)):
+    for kind, samples, epochs in (("text", 1000, 3), ("images", 200, 10)):
         one = kinds.add_parser(kind, help=f"against {PEERS[kind]}", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         how = "sentences, of which two fifths are for training" if kind == "text" else "scans to train on"
         one.add_argument("--samples", type=int, default=samples, help=f"{how}; a multiple of 10")
@@ -486,6 +490,8 @@ def main() -> None:
         one.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="a setting for autoft's searches")
         if kind == "text":
             one.add_argument("--peer-group-by-length", action="store_true", help="let the peer group texts by length too")
+        else:
+            one.add_argument("--image-size", type=int, default=64, help="pixels a side that the scans are resized to")
     peer = kinds.add_parser("peer")  # what this script starts in a process of its own
     peer.add_argument("job", type=Path)
     options = parser.parse_args()
