@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
@@ -21,9 +20,10 @@ from autoft.events import Event, Listener
 from autoft.failures import stop_if_not_its_fault
 from autoft.files import load_tensors
 from autoft.prepare import Prepared
+from autoft.recipe import Recipe
 from autoft.runfolder import RunFolder
 from autoft.soup import greedy_soup
-from autoft.space import Space, suggest, train_config
+from autoft.space import Candidate
 from autoft.specs import is_better
 from autoft.train import TrainConfig, predict
 from autoft.trials import Trials
@@ -81,8 +81,7 @@ class Contest:
         run: Its folder.
         worker: Builds models and has the data.
         crew: Trains.
-        space: Makes settings of trials' parameters.
-        base: Settings of the trainer that are not searched.
+        recipe: Makes settings of trials' parameters.
         trials: All trials, none of them paused.
         listener: Hears of each training, and of the verdict.
         should_stop: Whether the user wants to stop.
@@ -95,16 +94,15 @@ class Contest:
         run: RunFolder,
         worker: Worker,
         crew: Crew,
-        space: Space,
-        base: Mapping[str, Any],
+        recipe: Recipe,
         trials: Trials,
         listener: Listener,
         *,
         should_stop: Callable[[], bool],
         seconds_left: Callable[[], float | None],
     ) -> None:
-        self.prepared, self.run, self.worker, self.space = prepared, run, worker, space
-        self.base, self.trials, self.listener = base, trials, listener
+        self.prepared, self.run, self.worker, self.recipe = prepared, run, worker, recipe
+        self.trials, self.listener = trials, listener
         self.crew = crew
         self.user_stops, self.seconds_left = should_stop, seconds_left
         self.direction = prepared.objective.direction
@@ -144,15 +142,15 @@ class Contest:
     def _single(self, trial: FrozenTrial) -> Chosen:
         weights, _ = load_tensors(self.run.trial(trial.number) / WEIGHTS)
         known = trial.user_attrs
-        return Chosen(trial, weights, known["best_value"], known["best_epoch"], self.base["seed"], "one training")
+        return Chosen(trial, weights, known["best_value"], known["best_epoch"], self.recipe.seed, "one training")
 
     def _train_all(self, contenders: list[FrozenTrial]) -> dict[int, list[_Trained]] | None:
-        search, first = self.prepared.config.search, int(self.base["seed"])
+        search, first = self.prepared.config.search, self.recipe.seed
         trained: dict[int, list[_Trained]] = {trial.number: [] for trial in contenders}
         whole: dict[int, float] = {}
         for trial in contenders:
             known = trial.user_attrs
-            whole[trial.number] = known["seconds"] / known["epochs"] * self.base["epochs"]
+            whole[trial.number] = known["seconds"] / known["epochs"] * self.recipe.epochs
             if trial.state == TrialState.COMPLETE:  # with the first seed, it has been trained to its end
                 file = self.run.trial(trial.number) / WEIGHTS
                 trained[trial.number].append(_Trained(first, known["best_value"], known["best_epoch"], file))
@@ -216,7 +214,7 @@ class Contest:
         candidate, settings = self._settings(training.trial, training.seed)
         self.crew.submit(
             place,
-            self.space.backbones[candidate.backbone],
+            self.recipe.backbone(candidate),
             settings,
             str(candidate.values["augmentation"]),
             self._folder(training),
@@ -246,10 +244,9 @@ class Contest:
             )
         )
 
-    def _settings(self, trial: FrozenTrial, seed: int) -> tuple[Any, TrainConfig]:
-        candidate = suggest(optuna.trial.FixedTrial(trial.params, trial.number), self.space)
-        settings = train_config(candidate, self.prepared.objective.head, self.base)
-        return candidate, replace(settings, seed=seed)
+    def _settings(self, trial: FrozenTrial, seed: int) -> tuple[Candidate, TrainConfig]:
+        candidate = self.recipe.candidate(trial)
+        return candidate, self.recipe.settings(candidate, seed=seed)
 
     def _mixed(self, winner: FrozenTrial, trained: list[_Trained], confirmed: Mapping[str, Any]) -> Chosen:
         """Return the winner's best single training, or a greedy soup of its trainings where that is strictly better."""
@@ -265,7 +262,7 @@ class Contest:
         if self.direction == "maximize":
             ordered[1:] = ordered[1:][::-1]
         candidate, settings = self._settings(winner, best.seed)
-        backbone = self.space.backbones[candidate.backbone]
+        backbone = self.recipe.backbone(candidate)
         model = self.worker.build(backbone, settings)
         model.to(self.prepared.device)
         validation = self.worker.data("validation", backbone)

@@ -27,10 +27,11 @@ from autoft.prepare import Prepared, load_config, prepare
 from autoft.probe import probe_backbones
 from autoft.processes import ProcessEngine
 from autoft.promotion import Done, Promote, Start, next_action, rungs
-from autoft.runfolder import PROBES, RunFolder, open_run
-from autoft.space import Candidate, Space, build_space, choose_augmentation, shared_policies, suggest, train_config
+from autoft.recipe import make_recipe
+from autoft.runfolder import PROBES, TUNED, RunFolder, open_run
+from autoft.space import Candidate, Space, build_space, choose_augmentation, shared_policies, suggest
 from autoft.specs import is_better
-from autoft.train import EpochReport, TrainConfig, choose_batch_size, choose_epochs, choose_precision
+from autoft.train import EpochReport, TrainConfig
 from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, Trials
 from autoft.worker import WEIGHTS, Failure, Outcome, Worker, is_full_disk, settle
 
@@ -183,19 +184,6 @@ class _Driver:
         self.config = prepared.config
         self.objective = prepared.objective
         self.space = self._without_weak(_space(prepared, checked))
-        samples = len(prepared.samples["train"])
-        trainer = self.config.trainer
-        self.base: dict[str, Any] = {
-            "epochs": choose_epochs(trainer.epochs, prepared.raw.modality),
-            "batch_size": choose_batch_size(trainer.batch_size, samples, prepared.raw.modality),
-            "warmup": trainer.warmup,
-            "gradient_clip": trainer.gradient_clip,
-            "optimizer": trainer.optimizer,
-            "momentum": trainer.momentum,
-            "precision": choose_precision(trainer.precision, prepared.device),
-            "patience": trainer.patience,
-            "seed": self.config.search.seed,
-        }
         self.trials = Trials(
             run.study,
             self.config.name,
@@ -204,6 +192,9 @@ class _Driver:
             seed=self.config.search.seed,
         )
         self.seconds_before = self.trials.recall("seconds", 0.0)
+        limit = self.config.search.time_limit
+        left = None if limit is None else limit - self._spent()
+        self.recipe = make_recipe(prepared, self.space, worker, run.path / TUNED, listener, seconds=left)
         self.export_seconds = self.trials.recall("export_seconds", checked.export_seconds)
         self.trials.remember("export_seconds", self.export_seconds)
         self.bugs: Counter[str] = Counter()
@@ -261,7 +252,7 @@ class _Driver:
         search = self.config.search
         return next_action(
             self.trials.progress(cost=search.time_limit is not None),
-            epochs=self.base["epochs"],
+            epochs=self.recipe.epochs,
             direction=self.objective.direction,
             eta=ETA,
             may_start=self.trials.started() < search.trials,
@@ -269,7 +260,7 @@ class _Driver:
 
     def _first_stop(self, trial: optuna.Trial) -> int:
         """Return the epoch at which a trial pauses first, or goes on to where a kill came between."""
-        epochs: int = self.base["epochs"]
+        epochs = self.recipe.epochs
         if trial.user_attrs.get("role") == "preset" or not self.config.search.prune:
             return epochs
         stored: int | None = trial.user_attrs.get(UNTIL)
@@ -296,7 +287,7 @@ class _Driver:
 
     def _take_off(self, trial: optuna.Trial, candidate: Candidate, until: int) -> None:
         """Give a free worker a trial, to be trained up to an epoch."""
-        settings = train_config(candidate, self.objective.head, self.base)
+        settings = self.recipe.settings(candidate)
         known = trial.user_attrs
         done = known.get("epochs", 0)
         broken_off = UNTIL in known and not known.get(PAUSED)
@@ -507,8 +498,7 @@ class _Driver:
             self.folder,
             self.worker,
             self.crew,
-            self.space,
-            self.base,
+            self.recipe,
             self.trials,
             self.listener,
             should_stop=self.user_stops,
@@ -520,7 +510,7 @@ class _Driver:
         stored = stored_result(self.folder, chosen)
         if stored is None:
             self.listener(Event("export", f"exporting trial {winner.number} and checking it", {"trial": winner.number}))
-            stored = export_winner(chosen, self.prepared, self.folder, self.worker, self.space, self.base, self.trials)
+            stored = export_winner(chosen, self.prepared, self.folder, self.worker, self.recipe, self.trials)
         self._save_seconds()
         result = summarize(self.trials, self.folder, self.objective.metric, stored)
         self.listener(
@@ -558,24 +548,25 @@ class _Driver:
     def _announce(self) -> None:
         done = self.trials.finished()
         limit = self.config.search.time_limit
-        trials, epochs = self.config.search.trials, self.base["epochs"]
+        trials, epochs = self.config.search.trials, self.recipe.epochs
+        batch_size, precision = self.recipe.fixed["batch_size"], self.recipe.tuned[self.space.labels[0]].precision
         budget = _many(trials, "trial") + (f" or {limit:g} s" if limit else "")
         text = f"resuming {self.folder.path}: {done} trials done of" if done else f"searching in {self.folder.path}:"
         self.listener(
             Event(
                 "search",
-                f"{text} {budget}, {_many(epochs, 'epoch')} each, batch size {self.base['batch_size']}, "
-                f"on {self.prepared.device} in {self.base['precision']}",
+                f"{text} {budget}, {_many(epochs, 'epoch')} each, batch size {batch_size}, "
+                f"on {self.prepared.device} in {precision}",
                 {
                     "run": str(self.folder.path),
                     "name": self.config.name,
                     "trials": self.config.search.trials,
                     "done": done,
                     "time_limit": limit,
-                    "epochs": self.base["epochs"],
-                    "batch_size": self.base["batch_size"],
+                    "epochs": epochs,
+                    "batch_size": batch_size,
                     "device": str(self.prepared.device),
-                    "precision": self.base["precision"],
+                    "precision": precision,
                     "metric": self.objective.metric,
                     "direction": self.objective.direction,
                     "in_memory": self.worker.data("validation", self.space.backbones[0]).in_memory,

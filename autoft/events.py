@@ -12,7 +12,7 @@ class Event:
     """Something that happened in a search.
 
     Attributes:
-        kind: `data`, `warning`, `preflight`, `probe`, `search`, `trial`, `epoch`, `trial_end`, `confirm`, `export`,
+        kind: `data`, `warning`, `preflight`, `probe`, `tuned`, `search`, `trial`, `epoch`, `trial_end`, `confirm`, `export`,
             `done` or `stopped`.
         text: One line for people.
         data: The same for programs, JSON-ready.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from autoft.contest import Chosen
@@ -16,8 +15,9 @@ from autoft.errors import RepeatedBugError, RunError
 from autoft.export.bundle import Trained, export_bundle, exported_facts
 from autoft.files import read_json, write_json
 from autoft.prepare import Prepared
+from autoft.recipe import Recipe
 from autoft.runfolder import RunFolder
-from autoft.space import Candidate, Space, suggest, train_config
+from autoft.space import Candidate, Space
 from autoft.train import TrainConfig
 from autoft.trials import Trials
 from autoft.worker import Worker
@@ -60,8 +60,7 @@ def export_winner(
     prepared: Prepared,
     run: RunFolder,
     worker: Worker,
-    space: Space,
-    base: Mapping[str, Any],
+    recipe: Recipe,
     trials: Trials,
 ) -> dict[str, Any]:
     """Export a trial through the gate, and return what `result.json` now holds.
@@ -71,18 +70,17 @@ def export_winner(
         prepared: The study.
         run: Its folder.
         worker: Builds the model and has the data.
-        space: Makes settings of the trial's parameters.
-        base: Settings of the trainer that are not searched.
+        recipe: Makes settings of the trial's parameters.
         trials: All trials.
 
     Raises:
         ExportError: The model cannot be exported, or the gate fails.
     """
     winner = chosen.trial
-    candidate = suggest(optuna.trial.FixedTrial(winner.params, winner.number), space)
-    settings = train_config(candidate, prepared.objective.head, {**base, "seed": chosen.seed})
-    shown = describe_settings(candidate, settings, space)
-    backbone = space.backbones[candidate.backbone]
+    candidate = recipe.candidate(winner)
+    settings = recipe.settings(candidate, seed=chosen.seed)
+    shown = describe_settings(candidate, settings, recipe.space)
+    backbone = recipe.backbone(candidate)
     model = worker.build(backbone, settings)
     model.load_state_dict(chosen.weights)
     # a continued run may find another winner; how often the test split was looked at belongs to the result
@@ -130,6 +128,7 @@ def export_winner(
             "epoch": chosen.epoch,
             "value": chosen.value,
             "settings": shown,
+            "training": asdict(settings),  # all of it, for `autoft reproduce`
             "weights": chosen.made_of,
         },
         "confirmed": chosen.confirmed,

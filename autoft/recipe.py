@@ -1,0 +1,119 @@
+"""How a trial is trained: its point of the space, the study's fixed settings, and what was measured for its backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from autoft.events import Event, Listener
+from autoft.files import read_json, write_json
+from autoft.prepare import Prepared
+from autoft.space import Candidate, Space, suggest, train_config
+from autoft.specs import Backbone, Head
+from autoft.train import TrainConfig, choose_batch_size, choose_epochs
+from autoft.tuning import MEASURED, Tuned, tune
+from autoft.worker import Worker
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Makes of a trial's parameters what its training needs.
+
+    Attributes:
+        space: Backbones and values.
+        head: The task.
+        fixed: Settings of the trainer that are not searched.
+        tuned: What was measured for each backbone, by its label.
+    """
+
+    space: Space
+    head: Head
+    fixed: Mapping[str, Any]
+    tuned: Mapping[str, Tuned] = field(default_factory=dict)
+
+    @property
+    def epochs(self) -> int:
+        """Of a whole trial."""
+        epochs: int = self.fixed["epochs"]
+        return epochs
+
+    @property
+    def seed(self) -> int:
+        """Of every trial; the last round trains with those that follow as well."""
+        seed: int = self.fixed["seed"]
+        return seed
+
+    def candidate(self, trial: FrozenTrial) -> Candidate:
+        """Return the point of the space that a trial's parameters are."""
+        return suggest(optuna.trial.FixedTrial(trial.params, trial.number), self.space)
+
+    def backbone(self, candidate: Candidate) -> Backbone:
+        """Return what a candidate fine-tunes."""
+        return self.space.backbones[candidate.backbone]
+
+    def settings(self, candidate: Candidate, *, seed: int | None = None) -> TrainConfig:
+        """Return how a candidate is trained, with its own seed or another."""
+        settings = train_config(candidate, self.head, self.fixed)
+        label = self.space.labels[candidate.backbone]
+        if label in self.tuned:
+            settings = self.tuned[label].apply(settings)
+        return settings if seed is None else replace(settings, seed=seed)
+
+
+def fixed_settings(prepared: Prepared) -> dict[str, Any]:
+    """Return the settings of the trainer that no trial changes."""
+    trainer, samples = prepared.config.trainer, len(prepared.samples["train"])
+    return {
+        "epochs": choose_epochs(trainer.epochs, prepared.raw.modality),
+        "batch_size": choose_batch_size(trainer.batch_size, samples, prepared.raw.modality),
+        "warmup": trainer.warmup,
+        "gradient_clip": trainer.gradient_clip,
+        "optimizer": trainer.optimizer,
+        "momentum": trainer.momentum,
+        "patience": trainer.patience,
+        "group_by_length": trainer.group_by_length,
+        "seed": prepared.config.search.seed,
+    }
+
+
+def make_recipe(
+    prepared: Prepared, space: Space, worker: Worker, file: Path, listener: Listener, *, seconds: float | None
+) -> Recipe:
+    """Measure what each backbone runs fastest with, or read what an earlier session measured, and return the recipe.
+
+    Args:
+        prepared: The study.
+        space: Its space.
+        worker: Builds models and has the data.
+        file: Where what was measured is kept, so that a resumed run trains as before.
+        listener: Hears of each backbone for which something was measured.
+        seconds: Left of the search, or None for no limit.
+    """
+    recipe = Recipe(space, prepared.objective.head, fixed_settings(prepared))
+    stored = read_json(file) if file.exists() else {}
+    trainer, tuned = prepared.config.trainer, {}
+    for index, (label, backbone) in enumerate(zip(space.labels, space.backbones, strict=True)):
+        settings = recipe.settings(suggest(optuna.trial.FixedTrial(space.preset_of(index)), space))
+        tuned[label] = tune(
+            lambda backbone=backbone, settings=settings: worker.build(backbone, settings),  # type: ignore[misc]
+            worker.data("train", backbone, str(space.preset["augmentation"])),
+            prepared.objective,
+            settings,
+            device=prepared.device,
+            precision=trainer.precision,
+            compiling=trainer.compile,
+            seconds=seconds,
+            stored=stored.get(label),
+        )
+        measured = prepared.device.type == "cuda" or trainer.precision in MEASURED[1:] or trainer.compile in MEASURED[1:]
+        if measured and label not in stored:
+            listener(
+                Event("tuned", f"{label}: {tuned[label].text}", {"backbone": label, **tuned[label].to_dict()}),
+            )
+    write_json(file, {label: found.to_dict() for label, found in tuned.items()})
+    return replace(recipe, tuned=tuned)
