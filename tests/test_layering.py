@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "batching",
         "decoded",
         "freezing",
+        "head_start",
         "tasks",
         "hub",
         "hf_files",
@@ -43,6 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "driver",
         "crew",
+        "recipe",
         "failures",
         "identity",
         "engine",
