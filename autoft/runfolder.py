@@ -23,6 +23,7 @@ TOKENS = "tokens"  # texts as tokens, made before anything is searched
 PIXELS = "pixels"  # decoded images, shared by workers
 PREFIX = "prefix"  # what frozen stages give, shared by trials
 PROBES = "probe.json"
+TUNED = "tuned.json"  # what was measured for each backbone: precision, compilation, micro-batch
 HELD = ".held"
 SHOWN_DIFFERENCES = 5
 
@@ -130,7 +131,7 @@ def _traceless(path: Path) -> Iterator[None]:
         yield
     except BaseException:
         if not (path / STUDY).exists():
-            for name in (LOCK, "study.yaml", "log.jsonl", PROBES):
+            for name in (LOCK, "study.yaml", "log.jsonl", PROBES, TUNED):
                 (path / name).unlink(missing_ok=True)
             for folder in (path / TOKENS, path / PIXELS):
                 if folder.is_dir():
@@ -181,11 +182,10 @@ def _read_lock(path: Path) -> dict[str, Any]:
 
 
 def _check_same(path: Path, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    found, wanted = _flat(stored), _flat(identity)
-    different = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    different = differences(stored, identity)
     if different:
         shown = "; ".join(
-            f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here" for name in different[:SHOWN_DIFFERENCES]
+            f"{name} is {there!r} there and {here!r} here" for name, there, here in different[:SHOWN_DIFFERENCES]
         )
         more = f"; and {len(different) - SHOWN_DIFFERENCES} more" if len(different) > SHOWN_DIFFERENCES else ""
         raise RunError(
@@ -193,6 +193,20 @@ def _check_same(path: Path, stored: Mapping[str, Any], identity: Mapping[str, An
             "choose another folder with -o, or make the study the same again; only `search.trials` and "
             "`search.time_limit` may change",
         )
+
+
+def differences(stored: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return what differs between what `lock.json` says and how it is now.
+
+    Args:
+        stored: From `lock.json`.
+        here: The same, as it would be written now.
+
+    Returns:
+        For each difference the dotted name, the stored value, and the one here; None where there is none.
+    """
+    found, wanted = _flat(stored), _flat(here)
+    return [(name, found.get(name), wanted.get(name)) for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
