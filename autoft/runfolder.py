@@ -24,6 +24,7 @@ PIXELS = "pixels"  # decoded images, shared by workers
 PREFIX = "prefix"  # what frozen stages give, shared by trials
 PROBES = "probe.json"
 TUNED = "tuned.json"  # what was measured for each backbone: precision, compilation, micro-batch
+TUNED = "tuned.json"  # what was measured for each backbone: precision, compilation, micro-batch
 HELD = ".held"
 SHOWN_DIFFERENCES = 5
 
