@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from autoft.errors import BackboneError
 from autoft.freezing import check_stages, frozen_modules, frozen_parameters
+from autoft.head_start import load_head
 from autoft.specs import Backbone, Head, Stage, Targets
 
 
@@ -55,7 +57,15 @@ class FineTuneModel(nn.Module):
         return self
 
 
-def assemble(backbone: Backbone, head: Head, targets: Targets, knobs: Mapping[str, Any], *, seed: int) -> FineTuneModel:
+def assemble(
+    backbone: Backbone,
+    head: Head,
+    targets: Targets,
+    knobs: Mapping[str, Any],
+    *,
+    seed: int,
+    head_start: Path | None = None,
+) -> FineTuneModel:
     """Build a backbone with its weights, and a head of matching size on top.
 
     Args:
@@ -64,8 +74,10 @@ def assemble(backbone: Backbone, head: Head, targets: Targets, knobs: Mapping[st
         targets: The task's targets, which decide the size of the output.
         knobs: Values of the head's knobs, such as `dropout`.
         seed: Seeds the random initialization of the head (and of the backbone where it has no weights).
+        head_start: File of `head_start.save_head` with the weights that the head starts from, or None for random ones.
 
     Raises:
+        DataError: That file is damaged, or of another head.
         BackboneError: The backbone gives features that the head cannot use, or its stages are not a partition.
     """
     if backbone.features != head.features:
@@ -78,4 +90,7 @@ def assemble(backbone: Backbone, head: Head, targets: Targets, knobs: Mapping[st
     stages = backbone.stages(module)
     check_stages(module, stages)
     torch.manual_seed(seed)  # again: the head's start must not depend on how the backbone was made
-    return FineTuneModel(module, head.build(backbone.feature_size(module), targets, knobs), stages)
+    output = head.build(backbone.feature_size(module), targets, knobs)
+    if head_start is not None:
+        load_head(output, head_start)
+    return FineTuneModel(module, output, stages)

@@ -9,7 +9,8 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,10 +19,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from autoft.batching import draw_order
+from autoft.config import ALL
 from autoft.errors import first_line
 from autoft.events import Event, Listener
+from autoft.head_start import save_head, without_standardization
 from autoft.loading import SplitData, load_split
 from autoft.ragged import Ragged, Rows
+from autoft.space import PROBE, Space
 from autoft.specs import IGNORED, Backbone, Choice, Direction, Head, Range, is_better
 from autoft.train import NonFiniteError, Objective, TrainConfig, predict, rate_at, seed_everything
 from autoft.worker import Worker, classify
@@ -38,6 +42,9 @@ TEXTS = 32  # of a batch where every word has a target
 RESAMPLES = 50
 RESAMPLED = 2000  # samples of a resample, at most: metrics over more take long
 STANDARD_ERRORS = 3.0
+SHARE = 0.05  # of what a search costs: more is not spent to probe its only backbone
+SETTLED = 1.0  # `head_multiplier` of a head that has learned: a higher rate would soon undo that
+BACKWARD = 3  # a step costs about three times the forward pass: two more, for the gradients of inputs and weights
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW
 
 
@@ -92,6 +99,8 @@ class ProbeResult:
         reason: Why the backbone could not be probed, or None.
         score: The better one of `knn` and `linear`, or None.
         outputs: For the validation split, those that `score` was measured on.
+        head: Name of the file with the best linear head, for trainings to start from, or None.
+        declined: Why there is no such file, or None.
         kept: Whether the backbone is worth trials by the rule of `keep`; set by `probe_backbones`.
     """
 
@@ -105,6 +114,8 @@ class ProbeResult:
     reason: str | None = None
     score: float | None = None
     outputs: Rows | None = field(default=None, repr=False, compare=False)
+    head: str | None = None
+    declined: str | None = None
     kept: bool = True
 
 
@@ -374,6 +385,34 @@ def _outputs(template: nn.Module, state: Mapping[str, Tensor], rows: Rows) -> Ro
     return Ragged(together, rows.offsets) if isinstance(rows, Ragged) else together
 
 
+def as_head(best: LinearProbe, validation: Rows, validation_targets: Rows, objective: Objective) -> LinearProbe | None:
+    """Return the same head for features as they are, in place of standardized ones; its score is measured anew.
+
+    Rounding may turn a tie, so that this score, not the other's, is what a model with this head has.
+
+    Args:
+        best: From `linear_probes`.
+        validation: Features that are not standardized.
+        validation_targets: Encoded.
+        objective: Task, targets and metric.
+
+    Returns:
+        The head with a mean of 0 and a scale of 1; None where the task's head has no such weights, or where rounding leaves
+        it without the metric.
+    """
+    head, targets = objective.head, objective.targets
+    module = head.build(len(best.mean), targets, _knobs(head, best.settings.dropout))
+    weights = without_standardization(module, best.weights, best.mean, best.scale)
+    if weights is None:
+        return None
+    outputs = _outputs(module, weights, validation)
+    score = head.metrics(outputs, validation_targets, targets).get(objective.metric)
+    if score is None or not math.isfinite(score):
+        return None
+    mean, scale = torch.zeros_like(best.mean), torch.ones_like(best.scale)
+    return LinearProbe(score, best.settings, weights, mean, scale, outputs)
+
+
 def _standardized(rows: Rows, mean: Tensor, scale: Tensor, device: torch.device) -> Rows:
     values = ((_values(rows) - mean) / scale).to(device)
     return Ragged(values, rows.offsets) if isinstance(rows, Ragged) else values
@@ -455,16 +494,48 @@ def keep(
 # --- all of it ------------------------------------------------------------------------------------
 
 
+def worth_probing(*, train: int, validation: int, trials: int, epochs: int) -> bool:
+    """Return whether a search of one backbone shall probe it: where that takes at most a twentieth of what the trials may.
+
+    Both are counted in samples that go forward through the model, and not in seconds, which are never the same twice.
+
+    Args:
+        train: Samples of the training split.
+        validation: Of the validation split.
+        trials: Of the search, at most.
+        epochs: Of a trial.
+    """
+    features = min(train, MOST_SAMPLES) + validation
+    return features <= SHARE * trials * epochs * (BACKWARD * train + validation)
+
+
 def probe(
-    index: int, backbone: Backbone, objective: Objective, worker: Worker, *, device: torch.device, seed: int = 0
+    index: int,
+    backbone: Backbone,
+    objective: Objective,
+    worker: Worker,
+    *,
+    device: torch.device,
+    seed: int = 0,
+    folder: Path | None = None,
 ) -> ProbeResult:
     """Probe one backbone; what makes it impossible is told in the result.
+
+    Args:
+        index: Of the backbone in the study's list.
+        backbone: It.
+        objective: Task, targets and metric.
+        worker: Has the decoded splits.
+        device: Where to compute.
+        seed: Of everything random.
+        folder: Where `INDEX.safetensors` is written: the best linear head, with which a model that is otherwise frozen has
+            the result's `linear` as its metric. None writes nothing.
 
     Raises:
         Exception: What is not the backbone's fault: unreadable data, a full disk, a lost connection.
     """
     started = time.monotonic()
-    parameters = None
+    parameters, file, declined = None, None, None
     try:
         config = TrainConfig(learning_rate=0.0, epochs=1, batch_size=1, knobs=_knobs(objective.head), seed=seed)
         module = worker.build(backbone, config).backbone
@@ -477,6 +548,14 @@ def probe(
             knn = objective.head.metrics(answers, wanted, objective.targets).get(objective.metric)
         knn = None if knn is not None and not math.isfinite(knn) else knn
         linear = linear_probes(train, train_targets, validation, wanted, objective, device=device, seed=seed)
+        if folder is not None:
+            start = as_head(linear, validation, wanted, objective)
+            if start is None:
+                declined = f"the head of {objective.head.name} does not begin with a linear layer of the features"
+            else:
+                linear, file = start, f"{index}.safetensors"
+                facts = {"backbone": backbone.public_name, "metric": objective.metric, "value": linear.score}
+                save_head(folder / file, linear.weights, facts | {"settings": asdict(linear.settings)})
     except Exception as error:
         if classify(error) in ("data", "disk", "infra"):
             raise
@@ -497,6 +576,8 @@ def probe(
         parameters,
         score=score,
         outputs=outputs,
+        head=file,
+        declined=declined,
     )
 
 
@@ -508,8 +589,9 @@ def probe_backbones(
     *,
     device: torch.device,
     seed: int = 0,
+    folder: Path | None = None,
 ) -> list[ProbeResult]:
-    """Probe all backbones and tell each result, then the ranking and what `keep` keeps, as events of kind `probe`.
+    """Probe all backbones and tell each result as an event of kind `probe`; of several also the ranking, and who is kept.
 
     Args:
         backbones: The study's list.
@@ -518,14 +600,17 @@ def probe_backbones(
         listener: Is told.
         device: Where to compute.
         seed: Of everything random.
+        folder: Where the heads are written that trainings may start from; see `probe`.
 
     Returns:
         One result a backbone, in the study's order, with `kept` set.
     """
     results = []
     for index, backbone in enumerate(backbones):
-        results.append(probe(index, backbone, objective, worker, device=device, seed=seed))
+        results.append(probe(index, backbone, objective, worker, device=device, seed=seed, folder=folder))
         listener(Event("probe", _describe(results[-1], objective.metric), _data(results[-1])))
+    if len(results) == 1:
+        return results  # the only one there is stays
     ranking = rank(results, objective.direction)
     kept = kept_by_probe(results, objective, worker.data("validation", backbones[0]).targets, seed=seed)
     dropped = [one.backbone for one in ranking if one.index not in kept]
@@ -561,4 +646,64 @@ def _data(result: ProbeResult) -> dict[str, Any]:
         "seconds": result.seconds,
         "parameters": result.parameters,
         "reason": result.reason,
+        "head": result.head,
+        "declined": result.declined,
     }
+
+
+# --- from a probe to trials -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A trial that is queued behind the presets.
+
+    Attributes:
+        role: `probe`: the linear probe as a trial, all stages frozen; `lp-ft`: all of the model, from the probe's head.
+        params: Of the trial, as `Space.preset_of` gives them.
+    """
+
+    role: str
+    params: dict[str, Any]
+
+
+def openings(space: Space, scores: Sequence[float | None], direction: Direction) -> list[Opening]:
+    """Return what to try first of all that starts from a probe's head, the backbone with the best probe first.
+
+    For each backbone: fine-tuning from the probe's head (LP-FT, Kumar et al., arXiv:2202.10054), as the preset but with no
+    higher rate for the head, then the probe itself, trained on with everything frozen. What the study has ruled out is left
+    out.
+
+    Args:
+        space: That of the trials, with `heads`.
+        scores: The probe's score of each of the space's backbones, or None.
+        direction: Of the metric.
+    """
+    if not _offers(space, "head_start", PROBE):
+        return []
+    sign = -1.0 if direction == "maximize" else 1.0
+    order = sorted(
+        range(len(space.backbones)), key=lambda place: (scores[place] is None, sign * (scores[place] or 0.0), place)
+    )
+    found = []
+    for place in order:
+        tuned = space.preset_of(place) | {"head_start": PROBE}
+        multiplier = space.parameters["head_multiplier"]
+        if isinstance(multiplier, Range):
+            tuned["head_multiplier"] = min(max(SETTLED, multiplier.low), multiplier.high)
+        elif _offers(space, "head_multiplier", SETTLED):
+            tuned["head_multiplier"] = SETTLED
+        found.append(Opening("lp-ft", tuned))
+        for name, deepest in (("freeze_fraction", 1.0), ("freeze_depth", ALL), ("freeze_depth", space.stages[place])):
+            if name in space.parameters and _offers(space, name, deepest):
+                found.append(Opening("probe", tuned | {name: deepest}))
+                break
+    return found
+
+
+def _offers(space: Space, name: str, value: str | float) -> bool:
+    """Return whether trials may choose a value."""
+    what = space.parameters[name]
+    if isinstance(what, Range):
+        return not isinstance(value, str) and what.low <= value <= what.high
+    return isinstance(what, Choice) and value in what.values

@@ -20,6 +20,8 @@ from autoft.train import TrainConfig
 Value = str | int | float | bool
 Searched = Range | Choice | Value  # a bare value is fixed
 
+FRESH, PROBE = "fresh", "probe"  # values of `head_start`
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -93,6 +95,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "weight_decay", 1e-2, Range(1e-5, 1e-1, log=True), "decoupled weight decay, not on norms and biases", Range(0.0, 1.0)
     ),
+    Setting(
+        "head_start",
+        FRESH,
+        Choice((FRESH, PROBE)),
+        "what the head starts from: random weights, or those of the linear probe; `fresh` where there is no probe",
+        Choice((FRESH, PROBE)),
+        FRESH,
+        scratch_fixed=True,
+    ),
 )
 
 
@@ -106,12 +117,14 @@ class Space:
         parameters: Every setting and knob by name: searched (`Range`, `Choice`) or fixed (a value). The freeze depth is
             searched as `freeze_fraction` of the stages when the backbones differ in how many they have.
         preset: The preset's values by name.
+        heads: For each backbone the name of the file with its probe's head, or None; empty where nothing was probed.
     """
 
     backbones: tuple[Backbone, ...]
     stages: tuple[int, ...]
     parameters: Mapping[str, Searched]
     preset: Mapping[str, Value]
+    heads: tuple[str | None, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -138,10 +151,17 @@ class Space:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One point of the space: a backbone, and a value for every setting and knob."""
+    """One point of the space.
+
+    Attributes:
+        backbone: Its place in the space.
+        values: Of every setting and knob.
+        head: The file that the head starts from, or None for random weights.
+    """
 
     backbone: int
     values: Mapping[str, Value]
+    head: str | None = None
 
 
 def names(head: Head) -> frozenset[str]:
@@ -207,6 +227,7 @@ def build_space(
     stages: Sequence[int],
     *,
     augmentation: str,
+    heads: Sequence[str | None] | None = None,
 ) -> tuple[Space, list[Problem]]:
     """Combine the defaults with a study's `space`.
 
@@ -216,6 +237,8 @@ def build_space(
         backbones: Candidates, at least one.
         stages: Their numbers of stages.
         augmentation: The policy that `trainer.augmentation` names; `space.augmentation` wins over it.
+        heads: For each backbone the file with its probe's head, or None where the probe gave none; None where the backbones
+            are not probed yet: then `head_start` is fixed, and what the study says of it not judged.
 
     Returns:
         The space, and what is wrong with `wanted`; the space must not be used where anything is.
@@ -231,13 +254,31 @@ def build_space(
         preset[knob.name] = knob.default
         parameters[knob.name] = knob.default if knob.search is None else knob.search
     preset["augmentation"] = parameters["augmentation"] = augmentation
-    parameters.update(wanted)
+    able = bool(heads) and all(heads or ())
+    if not able:
+        parameters["head_start"] = FRESH
+    parameters.update({name: what for name, what in wanted.items() if able or name != "head_start"})
     problems = check_values(wanted, head, policies=shared_policies(backbones))
     problems += _resolve_depth(parameters, preset, backbones, stages)
+    asked = wanted.get("head_start", FRESH)
+    if (
+        heads is not None
+        and not able
+        and not problems
+        and PROBE in (asked.values if isinstance(asked, Choice) else (asked,))
+    ):
+        lacking = next((one.name for one, head in zip(backbones, heads, strict=True) if head is None), "any backbone")
+        problems.append(
+            Problem(
+                "space.head_start",
+                f"must be `fresh`, since no probe of {lacking} has a head to start from",
+                hint="see `probe.json` in the run folder for the reason, and `search.probe`",
+            )
+        )
     if not problems:  # a range over words, say, would have nowhere to move its preset to
         for name, what in parameters.items():
             preset[name] = _into(what, preset[name])
-    return Space(tuple(backbones), tuple(stages), parameters, preset), problems
+    return Space(tuple(backbones), tuple(stages), parameters, preset, tuple(heads or ())), problems
 
 
 def suggest(trial: optuna.Trial | optuna.trial.FixedTrial, space: Space) -> Candidate:
@@ -262,15 +303,15 @@ def suggest(trial: optuna.Trial | optuna.trial.FixedTrial, space: Space) -> Cand
         values["freeze_depth"] = round(float(values.pop("freeze_fraction")) * space.stages[index])
     elif values["freeze_depth"] == ALL:
         values["freeze_depth"] = space.stages[index]
-    return Candidate(index, values)
+    return Candidate(index, values, space.heads[index] if values["head_start"] == PROBE else None)
 
 
 def train_config(candidate: Candidate, head: Head, base: Mapping[str, Any]) -> TrainConfig:
     """Make the trainer's configuration of a candidate and the study's fixed `trainer` settings."""
-    own = {setting.name for setting in SETTINGS}
+    own = {setting.name for setting in SETTINGS} - {"head_start"}
     values = {name: value for name, value in candidate.values.items() if name in own}
     knobs = {knob.name: candidate.values[knob.name] for knob in head.knobs}
-    return TrainConfig(**values, **base, knobs=knobs)  # type: ignore[arg-type]
+    return TrainConfig(**values, **base, knobs=knobs, head_start=candidate.head)  # type: ignore[arg-type]
 
 
 def _resolve_depth(

@@ -77,6 +77,8 @@ class TrainConfig:
         compile: Whether training steps run as code compiled for the model by `torch.compile`; evaluation never does.
         views: How many random variants of each sample there are: epoch e trains on number (e - 1) % `views`. None: a new one
             every epoch.
+        head_start: Name of the file that the head's weights come from, among those of the probes; None: random ones. Whoever
+            builds the model heeds it.
     """
 
     learning_rate: float
@@ -98,6 +100,7 @@ class TrainConfig:
     group_by_length: bool = True
     compile: bool = False
     views: int | None = None
+    head_start: str | None = None
 
 
 @dataclass(frozen=True)

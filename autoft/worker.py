@@ -124,6 +124,7 @@ class Worker:
         prefix: Folder of this search alone for what frozen stages give, shared by its workers, or None to store nothing.
         reuse: Whether to store that and start from it, where the cut is proven exact and a gain is predicted.
         sharing: How many trials are expected to use one store.
+        heads: Folder of the heads that probes found, for trainings that start from one.
     """
 
     def __init__(
@@ -138,8 +139,10 @@ class Worker:
         prefix: Path | None = None,
         reuse: bool = True,
         sharing: int = 1,
+        heads: Path | None = None,
     ) -> None:
         self._splits = splits
+        self._heads = heads
         self._cache = cache
         self._shared = shared
         self._objective = objective
@@ -175,7 +178,13 @@ class Worker:
 
     def build(self, backbone: Backbone, config: TrainConfig) -> FineTuneModel:
         """Build a backbone and head, as every trial of that configuration starts."""
-        return assemble(backbone, self._objective.head, self._objective.targets, config.knobs, seed=config.seed)
+        start = None
+        if config.head_start is not None:
+            if self._heads is None:
+                raise AssertionError(f"the head {config.head_start} is wanted, but this worker has no folder of heads")
+            start = self._heads / config.head_start
+        head, targets = self._objective.head, self._objective.targets
+        return assemble(backbone, head, targets, config.knobs, seed=config.seed, head_start=start)
 
     def run(
         self,

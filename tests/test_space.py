@@ -248,3 +248,52 @@ def test_candidate_becomes_a_training_configuration() -> None:
         weight_decay=1e-2,
         knobs={"dropout": 0.3, "label_smoothing": 0.0, "imbalance": "none", "focal_gamma": 2.0},
     )
+
+
+# --- where the head starts --------------------------------------------------------------------------
+
+
+def test_head_start_is_searched_only_where_every_backbone_has_a_head() -> None:
+    both = (CONVNET, MLP)
+    assert space_of(backbones=both, heads=["0.safetensors", "2.safetensors"]).parameters["head_start"] == Choice(
+        ("fresh", "probe")
+    )
+    for heads in (None, [], ["0.safetensors", None]):
+        space = space_of(backbones=both, heads=heads)
+        assert space.parameters["head_start"] == "fresh"
+        assert "head_start" not in space.preset_of(0)
+
+
+def test_head_start_names_the_backbones_own_file() -> None:
+    space = space_of(backbones=(CONVNET, MLP), heads=["0.safetensors", "2.safetensors"])
+    preset = space.preset_of(1)
+    assert preset["head_start"] == "fresh"
+    for start, file in (("fresh", None), ("probe", "2.safetensors")):
+        candidate = suggest(optuna.trial.FixedTrial(preset | {"head_start": start}), space)
+        assert candidate.head == file
+        assert train_config(candidate, HEAD, {"epochs": 1, "batch_size": 1}).head_start == file
+
+
+def test_study_may_fix_where_the_head_starts() -> None:
+    fixed = space_of({"head_start": "probe"}, heads=["0.safetensors"])
+    assert ask(fixed, 1, enqueue=True)[0].head == "0.safetensors"
+    off = space_of({"head_start": "fresh"}, heads=["0.safetensors"])
+    assert {one.head for one in ask(off, 5)} == {None}
+    scratch = toy.resolve(BackboneRequest("convnet", "none"))
+    assert space_of(backbones=(scratch,), heads=["0.safetensors"]).parameters["head_start"] == "fresh"
+    asked = space_of({"head_start": "probe"}, backbones=(scratch,), heads=["0.safetensors"])
+    assert ask(asked, 1, enqueue=True)[0].head == "0.safetensors"
+
+
+@pytest.mark.parametrize("wanted", ["probe", Choice(("fresh", "probe"))])
+def test_probes_head_that_is_not_there_cannot_be_asked_for(wanted: Searched) -> None:
+    _, (problem,) = build_space({"head_start": wanted}, HEAD, (CONVNET,), (4,), augmentation="light", heads=[None])
+    assert str(problem).startswith("space.head_start: must be `fresh`, since no probe of toy/convnet has a head")
+    assert "probe.json" in str(problem.hint)
+    assert problems_of({"head_start": wanted}) == []  # not probed yet
+    assert build_space({"head_start": "fresh"}, HEAD, (CONVNET,), (4,), augmentation="light", heads=[None])[1] == []
+
+
+def test_unknown_start_is_refused() -> None:
+    (problem,) = problems_of({"head_start": "best"})
+    assert "must be one of fresh, probe, but got 'best'" in problem
