@@ -177,6 +177,24 @@ def plan(
     return wanted
 
 
+def makespan(wanted: Sequence[tuple[int, int]], seconds: Mapping[int, float], workers: int = 1) -> float:
+    """Return how long trainings take that are started in order, each by the worker that is free first.
+
+    Args:
+        wanted: What `plan` gave.
+        seconds: What one training of each trial takes.
+        workers: How many train at a time.
+
+    Example:
+        >>> makespan([(0, 0), (7, 0), (4, 1)], {0: 9, 4: 5, 7: 9}, workers=2)
+        14.0
+    """
+    free_at = [0.0] * workers
+    for number, _ in wanted:
+        free_at[free_at.index(min(free_at))] += seconds[number]
+    return max(free_at)
+
+
 def _check(contenders: Sequence[Contender]) -> None:
     numbers = [each.number for each in contenders]
     if not numbers or len(set(numbers)) != len(numbers):

@@ -13,7 +13,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
-from autoft.confirm import Contender, judge, plan
+from autoft.confirm import Contender, judge, makespan, plan
 from autoft.crew import Crew
 from autoft.engine import Ended
 from autoft.events import Event, Listener
@@ -109,20 +109,16 @@ class Contest:
 
     def choose(self) -> Chosen | None:
         """Return what is exported, or None where the user stopped; there must be a trial that left weights."""
-        search = self.prepared.config.search
-        ranked = self.trials.ranked()
-        preset = next((trial for trial in ranked if trial.number == 0), None)
-        contenders = ranked[: search.confirm]
-        if preset is not None and preset not in contenders:
-            contenders = [*contenders, preset]
-        if search.seeds == 1 or len(contenders) == 1:
-            return self._single(ranked[0])
+        contenders = self._contenders()
+        preset = next((trial for trial in contenders if trial.number == 0), None)
+        if self.prepared.config.search.seeds == 1 or len(contenders) == 1:
+            return self._single(contenders[0])
         trained = self._train_all(contenders)
         if trained is None:
             return None
         able = [trial for trial in contenders if trained[trial.number]]
         if not able:  # no time for any training to its end: the best trial as it is
-            return self._single(ranked[0])
+            return self._single(contenders[0])
         verdict = judge(
             [
                 Contender(trial.number, trial is preset, tuple(each.value for each in trained[trial.number]))
@@ -144,27 +140,48 @@ class Contest:
         known = trial.user_attrs
         return Chosen(trial, weights, known["best_value"], known["best_epoch"], self.recipe.seed, "one training")
 
-    def _train_all(self, contenders: list[FrozenTrial]) -> dict[int, list[_Trained]] | None:
-        search, first = self.prepared.config.search, self.recipe.seed
-        trained: dict[int, list[_Trained]] = {trial.number: [] for trial in contenders}
-        whole: dict[int, float] = {}
-        for trial in contenders:
-            known = trial.user_attrs
-            whole[trial.number] = known["seconds"] / known["epochs"] * self.recipe.epochs
-            if trial.state == TrialState.COMPLETE:  # with the first seed, it has been trained to its end
-                file = self.run.trial(trial.number) / WEIGHTS
-                trained[trial.number].append(_Trained(first, known["best_value"], known["best_epoch"], file))
-        done = {(number, 0) for number, found in trained.items() if found}
-        preset = 0 if 0 in trained else None
-        wanted = plan(
+    def seconds_wanted(self, most: float) -> float:
+        """Return how many seconds this round would need now, of at most so many; 0 where they are too few for anything.
+
+        There must be a trial that left weights.
+        """
+        contenders = self._contenders()
+        if self.prepared.config.search.seeds == 1 or len(contenders) == 1:
+            return 0.0
+        return makespan(self._plan(contenders, most), self._seconds(contenders), self.crew.size)
+
+    def _contenders(self) -> list[FrozenTrial]:
+        """Return the best trials, best first, and the preset, wherever it is."""
+        ranked = self.trials.ranked()
+        chosen = ranked[: self.prepared.config.search.confirm]
+        return chosen + [trial for trial in ranked if trial.number == 0 and trial not in chosen]
+
+    def _seconds(self, contenders: list[FrozenTrial]) -> dict[int, float]:
+        """Return what a whole training of each has been seen to take."""
+        known = {trial.number: trial.user_attrs for trial in contenders}
+        return {number: facts["seconds"] / facts["epochs"] * self.recipe.epochs for number, facts in known.items()}
+
+    def _plan(self, contenders: list[FrozenTrial], seconds_left: float | None) -> list[tuple[int, int]]:
+        return plan(
             [trial.number for trial in contenders],
-            preset=preset,
-            seeds=search.seeds,
-            seconds=whole,
-            seconds_left=self.seconds_left(),
-            done=done,
+            preset=0 if any(trial.number == 0 for trial in contenders) else None,
+            seeds=self.prepared.config.search.seeds,
+            seconds=self._seconds(contenders),
+            seconds_left=seconds_left,
+            # with the first seed, it has been trained to its end
+            done={(trial.number, 0) for trial in contenders if trial.state == TrialState.COMPLETE},
             workers=self.crew.size,
         )
+
+    def _train_all(self, contenders: list[FrozenTrial]) -> dict[int, list[_Trained]] | None:
+        first = self.recipe.seed
+        trained: dict[int, list[_Trained]] = {trial.number: [] for trial in contenders}
+        for trial in contenders:
+            known = trial.user_attrs
+            if trial.state == TrialState.COMPLETE:
+                file = self.run.trial(trial.number) / WEIGHTS
+                trained[trial.number].append(_Trained(first, known["best_value"], known["best_epoch"], file))
+        wanted = self._plan(contenders, self.seconds_left())
         trainings = [
             _Training(next(trial for trial in contenders if trial.number == number), first + offset)
             for number, offset in wanted

@@ -36,7 +36,8 @@ from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, Trials
 from autoft.worker import WEIGHTS, Failure, Outcome, Worker, is_full_disk, settle
 
 ETA = 3  # one in so many trials goes on from each rung
-CONFIRM_SHARE = 0.2  # of the time limit, kept for training the best few again with other seeds
+CONFIRM_SHARE = 0.2  # of the time limit, kept at most for training the best few again with other seeds
+SPARE = 1.2  # times what that is expected to take
 SHARING = 3  # trials that are expected to use one store of what frozen stages give
 EQUAL_BUGS = 3  # equal bugs that stop a search: one may be the configuration's fault, three are ours
 
@@ -468,7 +469,24 @@ class _Driver:
     def _seconds_to_confirm(self) -> float | None:
         """Return the seconds until no more trials may train, or None where time is not limited."""
         limit, left = self.config.search.time_limit, self._seconds_to_export()
-        return None if limit is None or left is None else left - CONFIRM_SHARE * limit * (self.config.search.seeds > 1)
+        if limit is None or left is None:
+            return None
+        if self.trials.best() is None:
+            return left
+        return left - min(CONFIRM_SHARE * limit, SPARE * self._contest().seconds_wanted(CONFIRM_SHARE * limit))
+
+    def _contest(self) -> Contest:
+        return Contest(
+            self.prepared,
+            self.folder,
+            self.worker,
+            self.crew,
+            self.recipe,
+            self.trials,
+            self.listener,
+            should_stop=self.user_stops,
+            seconds_left=self._seconds_to_export,
+        )
 
     def _seconds_to_export(self) -> float | None:
         """Return the seconds until the export must begin, or None where time is not limited."""
@@ -493,17 +511,7 @@ class _Driver:
     def _finish(self) -> SearchResult:
         if self.trials.best() is None:
             raise nothing_trained(self.trials, self.folder)
-        chosen = Contest(
-            self.prepared,
-            self.folder,
-            self.worker,
-            self.crew,
-            self.recipe,
-            self.trials,
-            self.listener,
-            should_stop=self.user_stops,
-            seconds_left=self._seconds_to_export,
-        ).choose()
+        chosen = self._contest().choose()
         if chosen is None:
             return self._interrupted()
         winner = chosen.trial

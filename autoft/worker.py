@@ -207,7 +207,7 @@ class Worker:
             shutil.rmtree(job.folder / CHECKPOINT, ignore_errors=True)
             return finished
         started = time.monotonic()
-        micro = self._micro_batch.get(job.backbone.name)
+        micro = self._micro_batch.get(job.backbone.name, job.config.micro_batch)
         while True:
             try:
                 return self._attempt(job, micro, started, on_epoch, should_stop)
@@ -257,7 +257,9 @@ class Worker:
             train, validation = self.data("train", job.backbone, job.augmentation), self.data("validation", job.backbone)
             plan = None
             if self._stores is not None and config.freeze_depth:
-                plan, reuse = self._stores.plan(model, job.backbone, config, train, validation, device=self._device)
+                plan, reuse = self._stores.plan(
+                    model, job.backbone, config, train, validation, device=self._device, objective=self._objective
+                )
             result = fit(
                 model,
                 plan.train if plan else train,
