@@ -1,7 +1,7 @@
 """The `autoft` command: parses, calls, prints; everything it does is a function elsewhere.
 
-Results go to stdout, progress and messages to stderr. Exit codes: 0 fine, 1 a bug in autoft (with a trace), 2 something
-that you can mend (with a hint), 130 and 143 stopped by Ctrl-C and SIGTERM.
+Results go to stdout, progress and messages to stderr. Exit codes: 0 fine, 1 a bug in autoft (with a trace) or a score that
+`autoft reproduce` does not reach, 2 something that you can mend (with a hint), 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -301,6 +301,59 @@ def evaluate(
         print(json.dumps(scores))
     else:
         _print_pairs((name, f"{value:.6g}" if isinstance(value, float) else value) for name, value in scores.items())
+
+
+@app.command()
+def reproduce(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder of a finished search; it is not changed.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="PATH", help="Where the data is now.  [default: where the study says]")
+    ] = None,
+    test: Annotated[bool, typer.Option("--test", help="Score the test split too.  [default: off]")] = False,
+    as_json: AsJson = False,
+    no_plugins: NoPlugins = False,
+) -> None:
+    """Train a finished run's winner again and compare the score; exits with 1 where it differs.
+
+    On the same machine with the same versions the scores are equal to the last bit. Where they are not, what is not as it
+    was is listed. Other data is an error, not a difference.
+    """
+    from autoft.reproduce import reproduce as train_again
+
+    found = train_again(run, data=data, test=test, plugins=not no_plugins, on_note=_print_note)
+    scores = [("validation", found.validation), *([("test", found.test)] if found.test else [])]
+    if as_json:
+        content = {
+            "reproduced": found.reproduced,
+            "metric": found.metric,
+            "trial": found.trial,
+            "weights": found.weights,
+            "seeds": found.seeds,
+            **{split: {"run": score.run, "here": score.here, "difference": score.difference} for split, score in scores},
+            "differences": [{"what": one.what, "run": one.run, "here": one.here} for one in found.differences],
+        }
+        print(json.dumps(content, indent=2))
+    else:
+        rows = [
+            ("verdict", "reproduced" if found.reproduced else "differs"),
+            ("winner", f"trial {found.trial}: {found.weights}"),
+        ]
+        for split, score in scores:
+            compared = f"{score.run!r} in the run, {score.here!r} here, difference {score.difference:g}"
+            rows.append((split, f"{found.metric} {compared}"))
+        _print_pairs(rows)
+        if found.differences or not found.reproduced:
+            print()
+            _print_table(
+                [
+                    ("NOT AS IT WAS", "IN THE RUN", "HERE"),
+                    *((one.what, str(one.run), str(one.here)) for one in found.differences),
+                ]
+                if found.differences
+                else [("all that lock.json records is as it was",)]
+            )
+    if not found.reproduced:
+        raise typer.Exit(BUG)
 
 
 @app.command()

@@ -62,6 +62,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "discovery",
         "deploy",
         "inspection",
+        "reproduce",
         "doctor",
         "testing",
     ),

@@ -261,6 +261,17 @@ def test_out_of_memory_halves_the_micro_batch_at_the_same_effective_batch(
     assert max(seen) <= 4
 
 
+def test_micro_batch_of_the_settings_is_kept_to(tmp_path: Path) -> None:
+    seen: list[int] = []
+    one, watched = make(), fits_only(MLP, 64, seen, MemoryError)
+    outcome = one.run(replace(job(tmp_path, watched), config=config(epochs=1, micro_batch=2)))
+    assert (outcome.state, outcome.micro_batch) == ("complete", 2)
+    assert max(seen) == 4, "scoring takes twice the micro-batch"
+    seen.clear()
+    assert one.run(replace(job(tmp_path / "next", watched), config=config(epochs=1))).micro_batch is None
+    assert max(seen) > 4, "it is of that trial alone"
+
+
 def test_out_of_memory_later_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     told: list[int] = []
     head = failing(torch.OutOfMemoryError("CUDA out of memory"), epoch=3, times=1)
