@@ -101,9 +101,9 @@ def search(kind: str, settings: Mapping[str, Any], two_backbones: bool, seed: in
         "search": {"trials": trials, "seed": seed},
         "trainer": {"epochs": epochs},
     }
-    folder = DATA / "run"
+    folder = DATA / f"run-{os.getpid()}"  # two of these benchmarks may run side by side
     shutil.rmtree(folder, ignore_errors=True)
-    file = DATA / "study.yaml"
+    file = DATA / f"study-{os.getpid()}.yaml"
     file.write_text(json.dumps(study), encoding="utf-8")  # YAML reads JSON
     chosen = {**COMMON, **settings}
     changes = [part for name, value in chosen.items() for part in ("--set", f"{name}={json.dumps(value)}")]
@@ -114,6 +114,7 @@ def search(kind: str, settings: Mapping[str, Any], two_backbones: bool, seed: in
     epochs_seen = [(event["time"] - checked, event["value"]) for event in events if event["event"] == "epoch"]
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     shutil.rmtree(folder)
+    file.unlink()
     return Result(tuple(epochs_seen), ended - checked, result["winner"]["value"])
 
 
