@@ -19,13 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from autoft.batching import draw_order
-from autoft.config import ALL
 from autoft.errors import first_line
 from autoft.events import Event, Listener
 from autoft.head_start import save_head, without_standardization
 from autoft.loading import SplitData, load_split
 from autoft.ragged import Ragged, Rows
-from autoft.space import PROBE, Space
 from autoft.specs import IGNORED, Backbone, Choice, Direction, Head, Range, is_better
 from autoft.train import NonFiniteError, Objective, TrainConfig, predict, rate_at, seed_everything
 from autoft.worker import Worker, classify
@@ -42,9 +40,6 @@ TEXTS = 32  # of a batch where every word has a target
 RESAMPLES = 50
 RESAMPLED = 2000  # samples of a resample, at most: metrics over more take long
 STANDARD_ERRORS = 3.0
-SHARE = 0.05  # of what a search costs: more is not spent to probe its only backbone
-SETTLED = 1.0  # `head_multiplier` of a head that has learned: a higher rate would soon undo that
-BACKWARD = 3  # a step costs about three times the forward pass: two more, for the gradients of inputs and weights
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW
 
 
@@ -145,7 +140,7 @@ def features(
     """
     data = worker.data(split, backbone)
     if split == "train" and len(data) > MOST_SAMPLES:
-        data = _choose(data, MOST_SAMPLES, seed)
+        data = choose(data, MOST_SAMPLES, seed)
     found = predict(module.to(device), data, device=device, batch_size=64)
     values = _values(found)
     if not bool(torch.isfinite(values).all()):
@@ -155,7 +150,8 @@ def features(
     return (Ragged(values.clone(), found.offsets) if isinstance(found, Ragged) else values.clone()), data.targets
 
 
-def _choose(data: SplitData, most: int, seed: int) -> SplitData:
+def choose(data: SplitData, most: int, seed: int) -> SplitData:
+    """Return some samples of a split, a seeded choice, in its order."""
     chosen = np.sort(np.random.default_rng(seed).choice(len(data), most, replace=False))
     return load_split([data.samples[row] for row in chosen], data.targets[chosen], data.preprocessing)
 
@@ -494,21 +490,6 @@ def keep(
 # --- all of it ------------------------------------------------------------------------------------
 
 
-def worth_probing(*, train: int, validation: int, trials: int, epochs: int) -> bool:
-    """Return whether a search of one backbone shall probe it: where that takes at most a twentieth of what the trials may.
-
-    Both are counted in samples that go forward through the model, and not in seconds, which are never the same twice.
-
-    Args:
-        train: Samples of the training split.
-        validation: Of the validation split.
-        trials: Of the search, at most.
-        epochs: Of a trial.
-    """
-    features = min(train, MOST_SAMPLES) + validation
-    return features <= SHARE * trials * epochs * (BACKWARD * train + validation)
-
-
 def probe(
     index: int,
     backbone: Backbone,
@@ -649,61 +630,3 @@ def _data(result: ProbeResult) -> dict[str, Any]:
         "head": result.head,
         "declined": result.declined,
     }
-
-
-# --- from a probe to trials -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Opening:
-    """A trial that is queued behind the presets.
-
-    Attributes:
-        role: `probe`: the linear probe as a trial, all stages frozen; `lp-ft`: all of the model, from the probe's head.
-        params: Of the trial, as `Space.preset_of` gives them.
-    """
-
-    role: str
-    params: dict[str, Any]
-
-
-def openings(space: Space, scores: Sequence[float | None], direction: Direction) -> list[Opening]:
-    """Return what to try first of all that starts from a probe's head, the backbone with the best probe first.
-
-    For each backbone: fine-tuning from the probe's head (LP-FT, Kumar et al., arXiv:2202.10054), as the preset but with no
-    higher rate for the head, then the probe itself, trained on with everything frozen. What the study has ruled out is left
-    out.
-
-    Args:
-        space: That of the trials, with `heads`.
-        scores: The probe's score of each of the space's backbones, or None.
-        direction: Of the metric.
-    """
-    if not _offers(space, "head_start", PROBE):
-        return []
-    sign = -1.0 if direction == "maximize" else 1.0
-    order = sorted(
-        range(len(space.backbones)), key=lambda place: (scores[place] is None, sign * (scores[place] or 0.0), place)
-    )
-    found = []
-    for place in order:
-        tuned = space.preset_of(place) | {"head_start": PROBE}
-        multiplier = space.parameters["head_multiplier"]
-        if isinstance(multiplier, Range):
-            tuned["head_multiplier"] = min(max(SETTLED, multiplier.low), multiplier.high)
-        elif _offers(space, "head_multiplier", SETTLED):
-            tuned["head_multiplier"] = SETTLED
-        found.append(Opening("lp-ft", tuned))
-        for name, deepest in (("freeze_fraction", 1.0), ("freeze_depth", ALL), ("freeze_depth", space.stages[place])):
-            if name in space.parameters and _offers(space, name, deepest):
-                found.append(Opening("probe", tuned | {name: deepest}))
-                break
-    return found
-
-
-def _offers(space: Space, name: str, value: str | float) -> bool:
-    """Return whether trials may choose a value."""
-    what = space.parameters[name]
-    if isinstance(what, Range):
-        return not isinstance(value, str) and what.low <= value <= what.high
-    return isinstance(what, Choice) and value in what.values

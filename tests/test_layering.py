@@ -43,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("probe", "tuning"),
     (
         "driver",
+        "openings",
         "crew",
         "recipe",
         "failures",

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 import torch
 from toy_training import CONVNET, CPU, MLP, SAMPLES, assert_equal_tensors
@@ -21,16 +20,13 @@ from autoft.probe import (
     kept_by_probe,
     linear_probes,
     nearest_neighbours,
-    openings,
     probe,
     probe_backbones,
     rank,
     train_stack,
-    worth_probing,
 )
 from autoft.ragged import Ragged
-from autoft.space import Space, build_space, suggest
-from autoft.specs import Backbone, BackboneRequest, Choice, Range, Sample
+from autoft.specs import Backbone, BackboneRequest, Sample
 from autoft.testing import toy
 from autoft.train import NonFiniteError, Objective, rate_at
 from autoft.worker import Worker
@@ -294,83 +290,6 @@ def test_only_backbone_is_probed_without_a_ranking(tmp_path: Path) -> None:
     assert found.kept
     assert [event.data["head"] for event in told] == ["0.safetensors"]
     assert [file.name for file in (tmp_path / "probe").iterdir()] == ["0.safetensors"]
-
-
-def test_probe_of_an_only_backbone_is_worth_a_twentieth_of_the_search() -> None:
-    assert worth_probing(train=50, validation=500, trials=8, epochs=30)
-    assert worth_probing(train=1600, validation=600, trials=4, epochs=4)
-    assert not worth_probing(train=1600, validation=600, trials=1, epochs=4)
-    assert not worth_probing(train=1600, validation=600, trials=4, epochs=1)
-    # of many samples only 20,000 are taken
-    assert worth_probing(train=2_000_000, validation=1000, trials=1, epochs=1)
-
-
-# --- from a probe to trials -------------------------------------------------------------------------
-
-
-def offered(
-    wanted: dict[str, Any] | None = None, backbones: int = 1, stages: tuple[int, ...] = (3, 4), **given: Any
-) -> Space:
-    pretrained = [toy.resolve(BackboneRequest(name, "pretrained")) for name in ("mlp", "convnet")][:backbones]
-    heads = [f"{number}.safetensors" for number in range(backbones)]
-    space, problems = build_space(
-        wanted or {},
-        HEADS["image-classification"],
-        pretrained,
-        stages[:backbones],
-        augmentation="none",
-        **{"heads": heads, **given},
-    )
-    assert problems == []
-    return space
-
-
-def test_trials_behind_the_presets_start_from_the_probes_head() -> None:
-    space = offered()
-    tuned, linear = openings(space, [0.5], "maximize")
-    assert (tuned.role, linear.role) == ("lp-ft", "probe")
-    assert tuned.params == space.preset_of(0) | {"head_start": "probe", "head_multiplier": 1.0}
-    assert linear.params == tuned.params | {"freeze_depth": 3}
-    for opening in (tuned, linear):
-        candidate = suggest(optuna.trial.FixedTrial(opening.params), space)
-        assert candidate.head == "0.safetensors"
-    assert candidate.values["freeze_depth"] == 3
-
-
-def test_best_probe_opens_and_depth_may_be_a_fraction() -> None:
-    space = offered(backbones=2)
-    found = openings(space, [0.5, 0.9], "maximize")
-    assert [one.params["backbone"] for one in found] == ["toy/convnet"] * 2 + ["toy/mlp"] * 2
-    assert openings(space, [0.5, 0.9], "minimize")[0].params["backbone"] == "toy/mlp"
-    assert openings(space, [None, 0.1], "minimize")[0].params["backbone"] == "toy/convnet"
-    depths = [suggest(optuna.trial.FixedTrial(one.params), space).values["freeze_depth"] for one in found]
-    assert depths == [0, 4, 0, 3]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "value"),
-    [
-        (Range(0.1, 30.0), 1.0),
-        (Range(2.0, 30.0), 2.0),
-        (Range(0.1, 0.5), 0.5),
-        (Choice((1.0, 10.0)), 1.0),
-        (Choice((10.0, 5.0)), 10.0),
-    ],
-)
-def test_head_that_has_learned_gets_no_higher_rate_where_the_study_allows_it(wanted: Any, value: float) -> None:
-    (tuned, _) = openings(offered({"head_multiplier": wanted}), [0.5], "maximize")
-    assert tuned.params["head_multiplier"] == value
-
-
-def test_what_the_study_rules_out_opens_nothing() -> None:
-    assert openings(offered(heads=[None]), [0.5], "maximize") == []
-    assert openings(offered({"head_start": "fresh"}), [0.5], "maximize") == []
-    (fixed, _) = openings(offered({"head_multiplier": 5.0}), [0.5], "maximize")
-    assert "head_multiplier" not in fixed.params
-    assert [one.role for one in openings(offered({"freeze_depth": 0}), [0.5], "maximize")] == ["lp-ft"]
-    assert [one.role for one in openings(offered({"freeze_depth": Range(0, 2)}), [0.5], "maximize")] == ["lp-ft"]
-    (_, linear) = openings(offered({"freeze_depth": Choice((0, "all"))}), [0.5], "maximize")
-    assert linear.params["freeze_depth"] == "all"
 
 
 def _dead() -> torch.nn.Module:
