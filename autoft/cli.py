@@ -419,13 +419,20 @@ def plugins(
 @plugins_app.command("show")
 def plugins_show(
     name: Annotated[str, typer.Argument(help="A backbone such as timm/resnet18, a family, a head or a data format.")],
+    cuts: Annotated[
+        bool,
+        typer.Option("--cuts", help="Try at which stages the output of frozen ones can be stored.  [default: off]"),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a plugin provides: for a backbone its stages, features and preprocessing."""
+    """Show what a plugin provides: for a backbone its stages, features and preprocessing.
+
+    --cuts runs the backbone forward and backward on generated samples, at each depth, which takes seconds to minutes.
+    """
     from autoft.discovery import discover
     from autoft.inspection import describe
 
-    described = describe(discover(), name)
+    described = describe(discover(), name, cuts=cuts)
     if as_json:
         print(json.dumps(described, indent=2))
         return
@@ -433,8 +440,11 @@ def plugins_show(
     _print_pairs((key, value if isinstance(value, str | int) else json.dumps(value)) for key, value in described.items())
     if stages is not None:
         print()
-        rows = [("FREEZE_DEPTH", "STAGE", "PARAMETERS")]
-        _print_table([*rows, *((str(stage["depth"]), stage["name"], f"{stage['parameters']:,}") for stage in stages)])
+        rows: list[tuple[str, ...]] = [("FREEZE_DEPTH", "STAGE", "PARAMETERS", *(["CUT"] if cuts else []))]
+        for stage in stages:
+            held = [stage["cut"]] if cuts else []
+            rows.append((str(stage["depth"]), stage["name"], f"{stage['parameters']:,}", *held))
+        _print_table(rows)
 
 
 @plugins_app.command("check")

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoft.catalog import Catalog
 from autoft.errors import PluginError, nearest
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-def describe(catalog: Catalog, name: str) -> dict[str, Any]:
+    from autoft.specs import Backbone
+
+MASK = "attention_mask"  # what backbones of texts call the input that is 0 at padding
+
+
+def describe(catalog: Catalog, name: str, *, cuts: bool = False) -> dict[str, Any]:
     """Return what there is to know of a backbone (`FAMILY/MODEL`), a backbone family, a head or a data format, JSON-ready.
 
     A backbone is built with random weights for this; nothing is downloaded.
 
+    Args:
+        catalog: What the plugins offer.
+        name: What to look at.
+        cuts: Whether to try at which stages of a backbone it can be cut, so that the output of the frozen ones is stored and
+            training starts there (`prefix.py`). That depends on the architecture alone, not on the weights.
+
     Raises:
         BackboneError: The backbone is unknown.
-        PluginError: No plugin provides anything of that name.
+        PluginError: No plugin provides anything of that name, or cuts are asked of something else than a backbone.
+        CheckFailed: The backbone cannot be run on generated samples.
     """
     if "/" in name:
-        return _backbone(catalog, name)
+        return _backbone(catalog, name, cuts)
+    if cuts:
+        raise PluginError(f"cuts are shown of a backbone, FAMILY/MODEL, but got {name!r}", "leave out --cuts")
     if name in catalog.heads:
         head = catalog.heads[name]
         return {
@@ -52,11 +68,12 @@ def describe(catalog: Catalog, name: str) -> dict[str, Any]:
     )
 
 
-def _backbone(catalog: Catalog, name: str) -> dict[str, Any]:
+def _backbone(catalog: Catalog, name: str, cuts: bool) -> dict[str, Any]:
     backbone = catalog.resolve_backbone(name, weights="none")
     module = backbone.build()
     sizes = {parameter_name: parameter.numel() for parameter_name, parameter in module.named_parameters()}
     stages = backbone.stages(module)
+    held = _cuts(backbone, module) if cuts else ()
     axes = "N, T" if backbone.features == "sequence" else "N"
     return {
         "kind": "backbone",
@@ -67,7 +84,43 @@ def _backbone(catalog: Catalog, name: str) -> dict[str, Any]:
         "preprocessing": backbone.preprocessing.to_dict(),
         "augmentation": list(backbone.preprocessing.policies),
         "stages": [
-            {"depth": depth, "name": stage.name, "parameters": sum(sizes[parameter] for parameter in stage.parameters)}
+            {
+                "depth": depth,
+                "name": stage.name,
+                "parameters": sum(sizes[parameter] for parameter in stage.parameters),
+                **({"cut": held[depth - 1]} if cuts else {}),
+            }
             for depth, stage in enumerate(stages, start=1)
         ],
     }
+
+
+def _cuts(backbone: Backbone, module: nn.Module) -> tuple[str, ...]:
+    """Return for each number of frozen stages `exact`, or why the output behind them cannot be stored."""
+    from autoft.prefix import find_cut
+    from autoft.testing.kit import with_linear
+
+    model = with_linear(backbone, module)
+    batches, mask = _two_batches(backbone)
+    found = []
+    for depth in range(1, len(model.stages) + 1):
+        cut, failures = find_cut(model, depth, batches, mask=mask)
+        exact = cut is not None and cut.depth == depth
+        found.append("exact" if exact else "refused: " + failures[0].removeprefix(f"depth {depth}: "))
+    return tuple(found)
+
+
+def _two_batches(backbone: Backbone) -> tuple[list[tuple[Tensor, ...]], int | None]:
+    """Return batches of different sizes, and where there are texts of different lengths, and which input is their mask."""
+    from autoft.testing.kit import WORDS, make_inputs
+
+    if MASK not in backbone.inputs:
+        return [make_inputs(backbone, 3), make_inputs(backbone, 2)], None
+    mask = backbone.inputs.index(MASK)
+    inputs = make_inputs(backbone, len(WORDS))
+    order = inputs[mask].sum(dim=1).argsort(stable=True)
+    batches = []
+    for rows in (order[-3:], order[:2]):
+        used = inputs[mask][rows].bool().any(dim=0)  # without the padding that only longer texts need
+        batches.append(tuple(item[rows][:, used] for item in inputs))
+    return batches, mask

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from commands import command
+from tiny_transformers import write_tiny
+from toy_training import CONVNET
 
+from autoft.catalog import Catalog
 from autoft.discovery import discover
 from autoft.errors import BackboneError, PluginError
 from autoft.inspection import describe
@@ -37,6 +43,39 @@ def test_stages_are_counted_as_the_freeze_depth_counts_them() -> None:
     ]  # fmt: skip
     assert sum(stage["parameters"] for stage in found["stages"]) == found["parameters"]
     assert found["features"] == "pooled (N, 16)"
+
+
+def test_cuts_of_an_image_backbone_hold_at_every_depth() -> None:
+    found = describe(discover(), "toy/convnet", cuts=True)
+    assert [stage["cut"] for stage in found["stages"]] == ["exact"] * 4
+
+
+def test_cuts_of_a_text_backbone_are_tried_on_texts_of_different_length(tmp_path: Path) -> None:
+    found = describe(discover(), f"transformers/{write_tiny(tmp_path / 'bert', 'bert', weights=False)}", cuts=True)
+    assert [stage["cut"] for stage in found["stages"]] == ["exact"] * len(found["stages"])
+    assert len(found["stages"]) > 3
+
+
+def test_cut_that_does_not_hold_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the last stage counts as the first: what freezes it depends on all that is trained
+    backwards = replace(CONVNET, stages=lambda module: list(CONVNET.stages(module))[::-1])
+    monkeypatch.setattr(Catalog, "resolve_backbone", lambda *arguments, **named: backwards)
+    *refused, whole = describe(discover(), "toy/backwards", cuts=True)["stages"]
+    assert len(refused) == 3
+    assert all(stage["cut"].startswith("refused: ") and len(stage["cut"]) > 20 for stage in refused), refused
+    assert whole["cut"] == "exact", "with all frozen, it is the features that are stored"
+
+
+def test_cuts_are_of_backbones_alone() -> None:
+    with pytest.raises(PluginError, match="cuts are shown of a backbone, FAMILY/MODEL, but got 'image-folder'"):
+        describe(discover(), "image-folder", cuts=True)
+
+
+def test_command_shows_cuts_when_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "CUT" not in command(monkeypatch, capsys, "plugins", "show", "toy/mlp").out
+    shown = command(monkeypatch, capsys, "plugins", "show", "toy/mlp", "--cuts").out.splitlines()
+    assert shown[-4].split() == ["FREEZE_DEPTH", "STAGE", "PARAMETERS", "CUT"]
+    assert [line.split()[-1] for line in shown[-3:]] == ["exact"] * 3
 
 
 @pytest.mark.parametrize(
