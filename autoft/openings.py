@@ -169,8 +169,8 @@ def openings(space: Space, scores: Sequence[float | None], direction: Direction)
     """Return what to try first of all that starts from a probe's head, the backbone with the best probe first.
 
     For each backbone: fine-tuning from the probe's head (LP-FT, Kumar et al., arXiv:2202.10054), as the preset but with no
-    higher rate for the head, then the probe itself, trained on with everything frozen. What the study has ruled out is left
-    out.
+    higher rate for the head. For the best one also the probe itself, trained on with everything frozen; that of another one
+    is known to be worse. What the study has ruled out is left out.
 
     Args:
         space: That of the trials, with `heads`.
@@ -192,10 +192,10 @@ def openings(space: Space, scores: Sequence[float | None], direction: Direction)
         elif _offers(space, "head_multiplier", SETTLED):
             tuned["head_multiplier"] = SETTLED
         found.append(Opening("lp-ft", tuned))
-        for name, deepest in (("freeze_fraction", 1.0), ("freeze_depth", ALL), ("freeze_depth", space.stages[place])):
-            if name in space.parameters and _offers(space, name, deepest):
-                found.append(Opening("probe", tuned | {name: deepest}))
-                break
+        depths = (("freeze_fraction", 1.0), ("freeze_depth", ALL), ("freeze_depth", space.stages[place]))
+        frozen = next((each for each in depths if each[0] in space.parameters and _offers(space, *each)), None)
+        if place == order[0] and frozen is not None:
+            found.append(Opening("probe", tuned | dict([frozen])))
     return found
 
 

@@ -19,7 +19,7 @@ from autoft.probe import as_head, linear_probes, probe
 from autoft.specs import BackboneRequest
 from autoft.testing import toy
 from autoft.train import TrainConfig, predict
-from autoft.worker import Worker
+from autoft.worker import Job, Worker
 
 MEAN, SCALE = torch.tensor([1000.0, -2.0, 0.0]), torch.tensor([0.5, 3.0, 1.0])
 
@@ -159,5 +159,10 @@ def test_model_with_another_classes_head_is_refused(tmp_path: Path) -> None:
     splits: Any = {name: (part, setup.encoded[name]) for name, part in setup.parts.items()}
     worker = Worker(splits, setup.objective, device=CPU, memory=1 << 28, heads=tmp_path)
     config = TrainConfig(learning_rate=0.0, epochs=1, batch_size=1, knobs=knobs(setup), head_start="0.safetensors")
+    backbone = toy.resolve(BackboneRequest("mlp"))
     with pytest.raises(DataError, match=r"1\.weight 7x4"):
-        worker.build(toy.resolve(BackboneRequest("mlp")), config)
+        worker.build(backbone, config)
+    failure = worker.run(Job(backbone, config, "none", tmp_path / "trial")).failure
+    assert failure is not None
+    assert failure.kind == "data"  # it stops the search: no other trial could start from it either
+    assert "without `probe.json` in the run folder" in failure.message
