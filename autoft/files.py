@@ -1,4 +1,8 @@
-"""Writes files so that a kill at any moment leaves either the old or the new content, never a torn one."""
+"""Writes files so that a kill at any moment leaves either the old or the new content, never a torn one.
+
+What a worker leaves behind (JSON, tensors, copies) may also lie on another file system that `fsspec` knows, such as
+`s3://BUCKET/FOLDER`: paths of `as_path` are given to the same functions. Folders made in place are local ones alone.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +13,81 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from autoft.errors import RunError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Protocols whose objects appear whole or not at all, whatever happens to their upload.
+WHOLE_OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"})
+IN_ONE_READ = 64 << 20  # bytes of a tensors' file up to which it is read as a whole; larger ones are mapped
+
+
+def as_path(text: str) -> Path:
+    """Return the path that a text names: a local one, or one on a file system of `fsspec`, written `PROTOCOL://...`.
+
+    The latter is a `upath.UPath`, which does all that is done with paths of results and checkpoints; `file://` is local.
+
+    Raises:
+        RunError: The protocol is unknown, or the package for it is not installed.
+    """
+    if "://" not in text:
+        return Path(text)
+    from upath import UPath
+
+    try:
+        path = UPath(text)
+        path.fs  # noqa: B018 - imports the protocol's package
+    except (ValueError, ImportError) as error:
+        raise RunError(
+            f"a path must be local or of a protocol that fsspec can use here, but got {text}: {first_line(error)}",
+            "install the package that it names, such as s3fs for s3://",
+        ) from error
+    if path.protocol in ("file", "local"):
+        return Path(path.path)
+    return cast(Path, path)  # not one for Python, since the methods of local files alone are missing
+
+
+def is_local(path: Path) -> bool:
+    """Return whether a path of `as_path` is on this machine's own file system."""
+    return isinstance(path, Path)
+
+
+def remove_tree(path: Path, *, ignore_errors: bool = False) -> None:
+    """Remove a folder and all in it, if it is there.
+
+    Args:
+        path: The folder.
+        ignore_errors: Whether what cannot be removed stays without a word.
+    """
+    if is_local(path):
+        if path.exists():
+            shutil.rmtree(path, ignore_errors=ignore_errors)
+        return
+    remote = cast(Any, path)
+    with contextlib.suppress(*((OSError,) if ignore_errors else ())):
+        if remote.exists():
+            remote.fs.rm(remote.path, recursive=True)
 
 
 def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it into place: fsync, rename, fsync of the folder.
 
+    For another file system the temporary file is a local one. It is uploaded to its place where an object appears whole or
+    not at all, else beside it, and moved.
+
     Args:
         path: The file to create or replace.
-        write: Writes the whole content to the path it is given.
+        write: Writes the whole content to the local path it is given.
     """
+    if not is_local(path):
+        _upload(path, write)
+        return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
@@ -40,11 +104,33 @@ def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
     sync_folder(path.parent)
 
 
+def _upload(path: Path, write: Callable[[Path], None]) -> None:
+    remote = cast(Any, path)
+    with tempfile.TemporaryDirectory(prefix="autoft-upload-") as folder:
+        draft = Path(folder) / "draft"
+        draft.touch()
+        write(draft)
+        if remote.protocol in WHOLE_OBJECTS:
+            remote.fs.put_file(str(draft), remote.path)
+            return
+        beside = remote.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            remote.fs.put_file(str(draft), beside.path)
+            remote.fs.mv(beside.path, remote.path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+
 def copy_atomically(source: Path, path: Path) -> None:
     """Copy a file's content to `path`, which appears whole or not at all."""
 
     def copy(temporary: Path) -> None:
-        shutil.copyfile(source, temporary)
+        if is_local(source):
+            shutil.copyfile(source, temporary)
+        else:
+            remote = cast(Any, source)
+            remote.fs.get_file(remote.path, str(temporary))
 
     replace_atomically(path, copy)
 
@@ -87,7 +173,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line; a torn last line can only be the newest event, and readers skip it."""
+    """Append one JSON object as a line to a local file; a torn last line can only be the newest, and readers skip it."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(content) + "\n")
 
@@ -112,13 +198,25 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: It is not a whole safetensors file.
     """
     from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load
 
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            described = (file.metadata() or {}).get("autoft", "{}")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(described)  # noqa: SIM118
+        if is_local(path) and path.stat().st_size > IN_ONE_READ:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                described = (file.metadata() or {}).get("autoft", "{}")
+                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(described)  # noqa: SIM118
+        # safetensors 0.8 keeps some memory for every tensor got from an open file; of bytes it does not
+        content = path.read_bytes()
+        return load(content), json.loads(_metadata(content).get("autoft", "{}"))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Return the metadata of a safetensors file whose format has been checked: 8 bytes of a length, and JSON so long."""
+    length = int.from_bytes(content[:8], "little")
+    found: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+    return found
 
 
 def sha256(path: Path) -> str:
@@ -138,14 +236,14 @@ def folder_in_place(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        _remove_tree(old)
+        remove_tree(old)
         if path.exists():
             path.rename(old)
         temporary.rename(path)
         sync_folder(path.parent)
-        _remove_tree(old)
+        remove_tree(old)
     finally:
-        _remove_tree(temporary)
+        remove_tree(temporary)
 
 
 def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
@@ -158,11 +256,6 @@ def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
     pieces = re.split(r"([0-9]+)", name)
     numbered = tuple((0, int(piece), "") if piece.isdecimal() else (1, 0, piece.casefold()) for piece in pieces if piece)
     return numbered, name  # the name itself decides between equals, such as 01 and 1
-
-
-def _remove_tree(path: Path) -> None:
-    if path.exists():
-        shutil.rmtree(path)
 
 
 def _write_exactly(path: Path, text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from autoft.errors import DataError, RunError, first_line
-from autoft.files import copy_atomically, load_tensors, read_json, write_json
+from autoft.files import copy_atomically, load_tensors, read_json, remove_tree, write_json
 from autoft.loading import SplitData, load_split
 from autoft.model import FineTuneModel, assemble
 from autoft.prefix_store import PrefixStore
@@ -57,7 +56,8 @@ class Job:
         backbone: What to fine-tune.
         config: How.
         augmentation: Policy for the training split.
-        folder: The trial's own folder: its checkpoint lives there while it runs, its weights and result after.
+        folder: The trial's own folder: its checkpoint lives there while it runs, its weights and result after. Of
+            `files.as_path`, so it may lie on another file system.
     """
 
     backbone: Backbone
@@ -204,7 +204,7 @@ class Worker:
         finished = load_outcome(job.folder)
         if finished is not None:
             # a kill came between the result and its being told, or even its checkpoint's removal
-            shutil.rmtree(job.folder / CHECKPOINT, ignore_errors=True)
+            remove_tree(job.folder / CHECKPOINT, ignore_errors=True)
             return finished
         started = time.monotonic()
         micro = self._micro_batch.get(job.backbone.name, job.config.micro_batch)
@@ -307,7 +307,7 @@ def settle(
     """
     finished = load_outcome(folder)
     if finished is not None:
-        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        remove_tree(folder / CHECKPOINT, ignore_errors=True)
         return finished
     _, described = load_tensors(folder / CHECKPOINT / "last.safetensors")
     copy_atomically(folder / CHECKPOINT / described["best"], folder / WEIGHTS)
@@ -322,7 +322,7 @@ def settle(
         history=_reports(described),
     )
     write_json(folder / RESULT, asdict(outcome))
-    shutil.rmtree(folder / CHECKPOINT)
+    remove_tree(folder / CHECKPOINT)
     return outcome
 
 

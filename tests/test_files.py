@@ -9,11 +9,13 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 
 from autoft import files
+from autoft.errors import RunError
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -207,3 +209,102 @@ def test_remains_of_a_kill_between_the_two_renames_do_no_harm(tmp_path: Path) ->
         (draft / "file").write_text("new")
     assert names(tmp_path) == ["bundle"]
     assert (tmp_path / "bundle" / "file").read_text() == "new"
+
+
+# --- other file systems -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory://", "beside://"])
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder on another file system: one whose objects appear whole, and one on which they have to be moved."""
+    folder = files.as_path(f"memory://{tmp_path.name}/run")
+    folder.mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "beside://":
+            patch.setattr(files, "WHOLE_OBJECTS", frozenset())
+        yield folder
+    files.remove_tree(folder)
+    assert not folder.exists()
+
+
+def test_text_names_a_local_path_or_one_of_fsspec(tmp_path: Path) -> None:
+    assert files.as_path(str(tmp_path)) == tmp_path
+    assert files.as_path(f"file://{tmp_path}") == tmp_path == files.as_path(f"local://{tmp_path}")
+    assert files.is_local(tmp_path)
+    remote = files.as_path("memory://bucket/run")
+    assert not files.is_local(remote)
+    assert str(remote / "trials" / "1") == "memory://bucket/run/trials/1"
+
+
+@pytest.mark.parametrize(("text", "reason"), [("nosuch://a/b", "nosuch"), ("gdrive://a/b", "[\\s\\S]*install the package")])
+def test_path_that_cannot_be_used_here_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(RunError, match=f"must be local or of a protocol that fsspec can use here, but got .*{reason}"):
+        files.as_path(text)
+
+
+def test_json_text_tensors_and_copies_go_anywhere(remote: Path) -> None:
+    for value in (1, 2):
+        files.write_json(remote / "a.json", {"value": value})
+        assert files.read_json(remote / "a.json") == {"value": value}
+    tensors = {"a": torch.randn(3, 4), "b": torch.ones(0), "c": torch.tensor(2.0, dtype=torch.bfloat16)}
+    files.save_tensors(remote / "b.safetensors", tensors, {"epoch": 3})
+    files.copy_atomically(remote / "b.safetensors", remote / "c.safetensors")
+    found, described = files.load_tensors(remote / "c.safetensors")
+    assert described == {"epoch": 3}
+    assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in tensors)
+    assert names(remote) == ["a.json", "b.safetensors", "c.safetensors"]
+
+
+def test_copies_go_between_file_systems(remote: Path, tmp_path: Path) -> None:
+    files.write_text(tmp_path / "here.txt", "content")
+    files.copy_atomically(tmp_path / "here.txt", remote / "there.txt")
+    files.copy_atomically(remote / "there.txt", tmp_path / "back.txt")
+    assert (tmp_path / "back.txt").read_text() == "content"
+
+
+def test_old_object_stays_when_writing_or_uploading_fails(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.write_text(remote / "a.txt", "old")
+
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise OSError("the line is cut")
+
+    with pytest.raises(OSError, match="cut"):
+        files.replace_atomically(remote / "a.txt", fail)
+    monkeypatch.setattr(type(cast(Any, remote).fs), "put_file" if files.WHOLE_OBJECTS else "mv", fail)
+    with pytest.raises(OSError, match="cut"):
+        files.write_text(remote / "a.txt", "new")
+    monkeypatch.undo()
+    assert (remote / "a.txt").read_text() == "old"
+    assert names(remote) == ["a.txt"]
+
+
+def test_damaged_object_is_told(remote: Path) -> None:
+    files.save_tensors(remote / "a.safetensors", {"a": torch.zeros(4)})
+    content = (remote / "a.safetensors").read_bytes()
+    (remote / "a.safetensors").write_bytes(content[:-3])
+    with pytest.raises(ValueError, match=r"a\.safetensors is not a whole safetensors file"):
+        files.load_tensors(remote / "a.safetensors")
+
+
+def test_large_files_are_mapped_and_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, tensors = tmp_path / "file.safetensors", {"a": torch.randn(5, 3), "b": torch.zeros(2, dtype=torch.int64)}
+    files.save_tensors(file, tensors, {"epoch": 1})
+    read: list[Path] = []
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or real(path))
+    small, described = files.load_tensors(file)
+    assert read == [file]
+    monkeypatch.setattr(files, "IN_ONE_READ", 10)
+    large, also = files.load_tensors(file)
+    assert read == [file]
+    assert described == also == {"epoch": 1}
+    assert all(torch.equal(small[name], large[name]) for name in tensors)
+
+
+def test_removed_tree_is_gone_and_one_that_is_not_there_is_fine(remote: Path, tmp_path: Path) -> None:
+    for folder in (remote / "trial", tmp_path / "trial"):
+        (folder / "checkpoint").mkdir(parents=True)
+        (folder / "checkpoint" / "a").write_text("a")
+        files.remove_tree(folder)
+        assert not folder.exists()
+        files.remove_tree(folder)

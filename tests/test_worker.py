@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from toy_training import (
 
 from autoft import worker as worker_module
 from autoft.errors import DataError, RunError
-from autoft.files import load_tensors
+from autoft.files import as_path, load_tensors
 from autoft.specs import Backbone, Head
 from autoft.testing import toy
 from autoft.train import EpochReport, NonFiniteError
@@ -302,7 +301,7 @@ def test_result_that_a_kill_left_behind_is_used_again(tmp_path: Path) -> None:
     assert again == wanted
 
 
-@pytest.mark.parametrize("moment", ["copy_atomically", "write_json", "rmtree"])
+@pytest.mark.parametrize("moment", ["copy_atomically", "write_json", "remove_tree"])
 def test_kill_while_the_result_is_kept_loses_nothing(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(BaseException):
         pass
@@ -311,7 +310,7 @@ def test_kill_while_the_result_is_kept_loses_nothing(moment: str, tmp_path: Path
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil if moment == "rmtree" else worker_module, moment, kill)
+        patch.setattr(worker_module, moment, kill)
         with pytest.raises(Killed):
             make().run(job(tmp_path))
     told: list[int] = []
@@ -320,7 +319,7 @@ def test_kill_while_the_result_is_kept_loses_nothing(moment: str, tmp_path: Path
     assert outcome.best is not None
     assert wanted.best is not None
     assert (outcome.state, outcome.best.metrics, outcome.epochs) == ("complete", wanted.best.metrics, 3)
-    assert told == ([] if moment == "rmtree" else [3])
+    assert told == ([] if moment == "remove_tree" else [3])
     assert names(tmp_path / "trial") == ["model.safetensors", "result.json"]
 
 
@@ -375,3 +374,46 @@ def test_a_paused_trial_that_will_not_go_on_keeps_its_best_epoch(tmp_path: Path)
     assert (folder / WEIGHTS).exists()
     assert not (folder / "checkpoint").exists()
     assert settle(folder, "pruned", "again", seconds=9.0) == settled
+
+
+# --- other file systems -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["memory://", "file://"])
+def test_trial_anywhere_is_resumed_from_its_checkpoint_and_ends_as_one_here(tmp_path: Path, where: str) -> None:
+    wanted = make().run(job(tmp_path / "here"))
+    folder = as_path(f"{where}{tmp_path}/there")
+    steps = 0
+
+    def stop() -> bool:
+        nonlocal steps
+        steps += 1
+        return steps > 7  # five are an epoch
+
+    broken = make().run(job(folder), should_stop=stop)
+    assert (broken.state, broken.epochs) == ("interrupted", 1)
+    assert (folder / "trial" / "checkpoint" / "last.safetensors").exists()
+    told: list[int] = []
+    outcome = make().run(job(folder), on_epoch=lambda report: told.append(report.epoch))
+    assert told == [1, 2, 3]
+    assert outcome.best is not None
+    assert wanted.best is not None
+    assert (outcome.state, outcome.best.value) == ("complete", wanted.best.value)
+    assert_equal_tensors(
+        load_tensors(folder / "trial" / "model.safetensors")[0],
+        load_tensors(tmp_path / "here" / "trial" / "model.safetensors")[0],
+    )
+    assert load_outcome(folder / "trial") == outcome == make().run(job(folder))
+    assert not (folder / "trial" / "checkpoint").exists()
+
+
+def test_trial_elsewhere_is_paused_and_settled(tmp_path: Path) -> None:
+    folder = as_path(f"memory://{tmp_path}/paused")
+
+    def pause(report: EpochReport) -> None:
+        raise PauseTrial
+
+    assert make().run(job(folder), on_epoch=pause).state == "paused"
+    settled = settle(folder / "trial", "pruned", "not promoted", seconds=1.0)
+    assert load_outcome(folder / "trial") == settled
+    assert sorted(path.name for path in (folder / "trial").iterdir()) == ["model.safetensors", "result.json"]
