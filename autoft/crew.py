@@ -89,6 +89,7 @@ def make_setup(prepared: Prepared, run: RunFolder, manning: Manning, *, plugins:
         shared=str(run.pixels),
         prefix=str(run.prefix) if config.search.reuse else None,
         sharing=sharing,
+        heads=str(run.heads),
         threads=manning.threads,
         plugins=plugins,
         allow=config.plugins.allow,

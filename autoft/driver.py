@@ -6,7 +6,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,17 @@ from autoft.engine import Ended, Epoch
 from autoft.errors import AutoftError, ConfigError, RepeatedBugError, first_line
 from autoft.events import Event, Listener
 from autoft.failures import full_disk, stop_if_not_its_fault
-from autoft.files import read_json, write_json
 from autoft.finish import SearchResult, export_winner, nothing_trained, stored_result, summarize
 from autoft.identity import facts, identity
+from autoft.openings import SHARE, Probed, openings, predict_seconds, probe_once, worth_probing
 from autoft.preflight import KEPT_TRIALS, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
-from autoft.probe import probe_backbones
 from autoft.processes import ProcessEngine
 from autoft.promotion import Done, Promote, Start, next_action, rungs
-from autoft.recipe import make_recipe
+from autoft.recipe import fixed_settings, make_recipe
 from autoft.runfolder import PROBES, TUNED, RunFolder, open_run
 from autoft.space import Candidate, Space, build_space, choose_augmentation, shared_policies, suggest
-from autoft.specs import is_better
+from autoft.specs import Backbone, is_better
 from autoft.train import EpochReport, TrainConfig
 from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, Trials
 from autoft.worker import WEIGHTS, Failure, Outcome, Worker, is_full_disk, settle
@@ -39,6 +38,7 @@ ETA = 3  # one in so many trials goes on from each rung
 CONFIRM_SHARE = 0.2  # of the time limit, kept at most for training the best few again with other seeds
 SPARE = 1.2  # times what that is expected to take
 SHARING = 3  # trials that are expected to use one store of what frozen stages give
+USUAL_TRIALS = 20  # of a search, to judge whether probes are worth their time
 EQUAL_BUGS = 3  # equal bugs that stop a search: one may be the configuration's fault, three are ours
 
 
@@ -100,6 +100,7 @@ def search(
                 prefix=run.prefix,
                 reuse=config.search.reuse,
                 sharing=SHARING,
+                heads=run.heads,
             )
             setup = make_setup(prepared, run, manning, plugins=plugins, sharing=SHARING)
             engine = ProcessEngine() if manning.workers else None
@@ -184,13 +185,24 @@ class _Driver:
         self.user_stops = should_stop
         self.config = prepared.config
         self.objective = prepared.objective
-        self.space = self._without_weak(_space(prepared, checked))
+        whole = _space(prepared, prepared.backbones, checked.stages)
+        probes = self._probe(whole)
+        kept = [index for index in range(len(whole.backbones)) if probes is None or probes[index].kept]
+        self.space = _space(
+            prepared,
+            [whole.backbones[index] for index in kept],
+            [whole.stages[index] for index in kept],
+            heads=[probes[index].head if probes else None for index in kept],
+        )
+        scores = [probes[index].score if probes else None for index in kept]
         self.trials = Trials(
             run.study,
             self.config.name,
             self.objective.direction,
             self.space,
             seed=self.config.search.seed,
+            openings=[(each.role, each.params) for each in openings(self.space, scores, self.objective.direction)],
+            most=self.config.search.trials,
         )
         self.seconds_before = self.trials.recall("seconds", 0.0)
         limit = self.config.search.time_limit
@@ -215,30 +227,38 @@ class _Driver:
                 self._judge(number)
         return self._interrupted()
 
-    def _without_weak(self, space: Space) -> Space:
-        """Probe the backbones where there are several, and leave out the clearly weak ones; a resumed run remembers."""
-        if len(space.backbones) == 1 or not self.config.search.probe:
-            return space
+    def _probe(self, space: Space) -> list[Probed] | None:
+        """Probe the backbones, where there are several or it costs little; a resumed run remembers what came of it."""
         file = self.folder.path / PROBES
-        if not file.exists():
-            results = probe_backbones(
-                space.backbones,
-                self.objective,
-                self.worker,
-                self.listener,
-                device=self.prepared.device,
-                seed=self.config.search.seed,
-            )
-            found = [
-                {"backbone": label, "knn": each.knn, "linear": each.linear, "reason": each.reason, "kept": each.kept}
-                for label, each in zip(space.labels, results, strict=True)
-            ]
-            write_json(file, {"probes": found})
-        kept = [index for index, each in enumerate(read_json(file)["probes"]) if each["kept"]]
-        return replace(
-            space,
-            backbones=tuple(space.backbones[index] for index in kept),
-            stages=tuple(space.stages[index] for index in kept),
+        if not file.exists() and (self.folder.resumed or not self._worth_probing(space)):
+            return None  # decided once: the space of a run never changes
+        return probe_once(
+            file,
+            self.folder.heads,
+            space.labels,
+            space.backbones,
+            self.objective,
+            self.worker,
+            self.listener,
+            device=self.prepared.device,
+            seed=self.config.search.seed,
+        )
+
+    def _worth_probing(self, space: Space) -> bool:
+        search, samples = self.config.search, self.prepared.samples
+        if not search.probe or len(space.backbones) > 1:
+            return search.probe
+        backbone = space.backbones[0]
+        if backbone.weights == "none" or search.trials == 1:
+            return False
+        if search.time_limit is not None:
+            seconds = predict_seconds(self.worker, backbone, self.objective, device=self.prepared.device)
+            return seconds <= SHARE * search.time_limit
+        return worth_probing(
+            train=len(samples["train"]),
+            validation=len(samples["validation"]),
+            trials=USUAL_TRIALS,  # not the search's own number: more may be added later
+            epochs=fixed_settings(self.prepared)["epochs"],
         )
 
     # --- trials -----------------------------------------------------------------------------------------------------
@@ -608,16 +628,19 @@ class _Driver:
         self.listener(Event("trial_end", text, data))
 
 
-def _space(prepared: Prepared, checked: Checked) -> Space:
+def _space(
+    prepared: Prepared, backbones: Sequence[Backbone], stages: Sequence[int], heads: Sequence[str | None] | None = None
+) -> Space:
     config = prepared.config
     policies = shared_policies(prepared.backbones)
     augmentation = choose_augmentation(config.trainer.augmentation, policies)
     space, problems = build_space(
         config.space,
         prepared.objective.head,
-        prepared.backbones,
-        checked.stages,
+        backbones,
+        stages,
         augmentation=augmentation,
+        heads=heads,
     )
     found = [config.problem(problem.where, problem.message, problem.hint) for problem in problems]
     if augmentation not in policies:

@@ -54,6 +54,7 @@ class Setup:
         shared: Folder of this search alone for decoded samples of other kinds, which all workers map, or None likewise.
         prefix: Folder of this search alone for what frozen stages give, or None to store nothing.
         sharing: How many trials are expected to use one store of that.
+        heads: Folder of the heads that probes found, or None where no training starts from one.
         threads: Threads of one worker process.
         plugins: Whether third-party plugins may be loaded.
         allow: Names of the third-party plugins that may be, or None for all.
@@ -70,6 +71,7 @@ class Setup:
     shared: str | None = None
     prefix: str | None = None
     sharing: int = 1
+    heads: str | None = None
     threads: int = 1
     plugins: bool = True
     allow: tuple[str, ...] | None = None
@@ -212,10 +214,7 @@ def equip(setup: Setup, number: int = 0) -> Equipment:
         AutoftError: Something that the setup names is not there.
     """
     catalog = discover(enabled=setup.plugins, allow=setup.allow)
-    backbones = tuple(
-        replace(_resolve(catalog, wanted), preprocessing=wanted.preprocessing)
-        for wanted in setup.backbones
-    )
+    backbones = tuple(replace(_resolve(catalog, wanted), preprocessing=wanted.preprocessing) for wanted in setup.backbones)
     worker = Worker(
         setup.splits,
         Objective(catalog.head(setup.head), setup.targets, setup.metric),
@@ -225,6 +224,7 @@ def equip(setup: Setup, number: int = 0) -> Equipment:
         shared=_path(setup.shared),
         prefix=_path(setup.prefix),
         sharing=setup.sharing,
+        heads=_path(setup.heads),
     )
     return Equipment(worker, backbones)
 

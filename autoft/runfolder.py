@@ -23,7 +23,9 @@ TOKENS = "tokens"  # texts as tokens, made before anything is searched
 PIXELS = "pixels"  # decoded images, shared by workers
 PREFIX = "prefix"  # what frozen stages give, shared by trials
 PROBES = "probe.json"
+HEADS = "probe"  # linear heads that trainings may start from
 TUNED = "tuned.json"  # what was measured for each backbone: precision, compilation, micro-batch
+HEADS = "probe"  # linear heads that trainings may start from
 TUNED = "tuned.json"  # what was measured for each backbone: precision, compilation, micro-batch
 HELD = ".held"
 SHOWN_DIFFERENCES = 5
@@ -57,6 +59,11 @@ class RunFolder:
     def pixels(self) -> Path:
         """Where decoded images are, for all workers, while the search goes on."""
         return self.path / PIXELS
+
+    @property
+    def heads(self) -> Path:
+        """Where the heads are that probes found."""
+        return self.path / HEADS
 
     @property
     def prefix(self) -> Path:
@@ -134,7 +141,7 @@ def _traceless(path: Path) -> Iterator[None]:
         if not (path / STUDY).exists():
             for name in (LOCK, "study.yaml", "log.jsonl", PROBES, TUNED):
                 (path / name).unlink(missing_ok=True)
-            for folder in (path / TOKENS, path / PIXELS):
+            for folder in (path / TOKENS, path / PIXELS, path / HEADS):
                 if folder.is_dir():
                     shutil.rmtree(folder)
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,36 @@ class Trials:
         direction: Of the metric.
         space: Its presets are queued first, one a backbone.
         seed: Of the search.
+        openings: Role and parameters of what is queued next.
+        most: How many trials there may be, or None for any number; no more are queued.
 
     Raises:
         RunError: The file is damaged.
     """
 
-    def __init__(self, database: Path, name: str, direction: Direction, space: Space, *, seed: int) -> None:
+    def __init__(
+        self,
+        database: Path,
+        name: str,
+        direction: Direction,
+        space: Space,
+        *,
+        seed: int,
+        openings: Sequence[tuple[str, Mapping[str, Any]]] = (),
+        most: int | None = None,
+    ) -> None:
         self.direction = direction
         self._seed = seed
         self._space = space
         self._study = _open(database, name, direction)
         # the preset first, on the first backbone; then on each other one, for an honest first score of all; a kill may
         # have come after some of them
-        for index in range(len(self._study.trials), len(space.labels)):
-            label = space.labels[index]
-            self._study.enqueue_trial(space.preset_of(index), user_attrs={"role": "preset", "backbone": label})
+        presets = [
+            (space.preset_of(index), {"role": "preset", "backbone": label}) for index, label in enumerate(space.labels)
+        ]
+        queue = [*presets, *((params, {"role": role}) for role, params in openings)]
+        for params, facts in queue[len(self._study.trials) : most]:
+            self._study.enqueue_trial(dict(params), user_attrs=facts)
         for trial in self.all(TrialState.RUNNING, TrialState.WAITING):
             # whoever ran it is gone; its checkpoint continues it, now or when it is promoted
             self._set_state(trial, TrialState.RUNNING if trial.user_attrs.get(PAUSED) else TrialState.WAITING)
@@ -65,10 +81,6 @@ class Trials:
         if not self.all(TrialState.WAITING):
             self._study.enqueue_trial(self._propose(len(self.all())))
         return self._study.ask()
-
-    def queue(self, params: dict[str, Any], **facts: Any) -> None:
-        """Queue a trial of given parameters before what the sampler proposes; `facts` are stored with it."""
-        self._study.enqueue_trial(params, user_attrs=facts)
 
     def _propose(self, number: int) -> dict[str, Any]:
         """Return the parameters of a new trial: TPE's, from all that is known now.

@@ -30,7 +30,7 @@ from commands import (
 )
 
 import autoft
-from autoft import driver, finish, trials
+from autoft import finish, openings, trials
 from autoft.driver import search
 from autoft.errors import ConfigError, DataError, ExportError, RepeatedBugError, RunError
 from autoft.events import Event
@@ -138,7 +138,8 @@ def test_first_trials_are_the_presets_of_every_backbone_and_depths_are_fractions
     run_search(toy_images, tmp_path / "run", "search.trials=4", backbones=("toy/mlp", "toy/convnet"))
     trials = study_of(tmp_path / "run").trials
     assert [trial.params["backbone"] for trial in trials[:2]] == ["toy/mlp", "toy/convnet"]
-    assert [trial.user_attrs.get("role") for trial in trials] == ["preset", "preset", None, None]
+    assert [trial.user_attrs.get("role") for trial in trials] == ["preset", "preset", "lp-ft", "probe"]
+    assert trials[3].params["freeze_fraction"] == 1.0
     for trial in trials:
         assert "freeze_depth" not in trial.params
         assert 0.0 <= trial.params["freeze_fraction"] <= 1.0
@@ -163,7 +164,7 @@ def test_kill_between_two_queued_presets_loses_none(
     run_search(toy_images, tmp_path / "run", backbones=("toy/mlp", "toy/convnet"))
     trials = study_of(tmp_path / "run").trials
     assert [trial.params["backbone"] for trial in trials[:2]] == ["toy/mlp", "toy/convnet"]
-    assert [trial.user_attrs.get("role") for trial in trials] == ["preset", "preset", None]
+    assert [trial.user_attrs.get("role") for trial in trials] == ["preset", "preset", "lp-ft"]
 
 
 @pytest.mark.usefixtures("fast_export")
@@ -197,12 +198,12 @@ def test_backbones_are_probed_and_those_left_out_stay_out_after_a_resume(
         first, second = probe_backbones(*arguments, **named)
         return [first, replace(second, kept=False)]
 
-    monkeypatch.setattr(driver, "probe_backbones", without_the_second)
+    monkeypatch.setattr(openings, "probe_backbones", without_the_second)
     heard, run, backbones = Heard(), tmp_path / "run", ("toy/mlp", "toy/convnet")
     run_search(toy_images, run, backbones=backbones, on_event=heard)
     assert [data["backbone"] for data in heard.of("probe") if "backbone" in data] == list(backbones)
     assert {data["backbone"] for data in heard.of("trial")} == {"toy/mlp"}
-    monkeypatch.setattr(driver, "probe_backbones", None)  # a resumed run does not probe again
+    monkeypatch.setattr(openings, "probe_backbones", None)  # a resumed run does not probe again
     again = Heard()
     run_search(toy_images, run, "search.trials=4", backbones=backbones, on_event=again)
     assert [data["backbone"] for data in again.of("trial")] == ["toy/mlp"]
@@ -233,7 +234,7 @@ def test_among_equals_the_preset_wins(toy_images: Path, tmp_path: Path, monkeypa
 def test_exact_duplicates_reuse_the_result(toy_images: Path, tmp_path: Path) -> None:
     heard, run = Heard(), tmp_path / "run"
     two = EVERYTHING_FIXED.replace("dropout: 0.0", "dropout: {choices: [0.0, 0.3]}")
-    result = run_search(toy_images, run, two, "search.trials=7", on_event=heard)
+    result = run_search(toy_images, run, two, "search.trials=7", "search.probe=false", on_event=heard)
     trained = {data["trial"] for data in heard.of("epoch")}
     assert len(trained) == 2
     assert result.trials == {"complete": 7}
