@@ -23,7 +23,7 @@ from autoft.files import load_tensors, read_json
 from autoft.finish import RESULT
 from autoft.identity import facts, identity
 from autoft.prepare import Prepared, load_config, prepare
-from autoft.runfolder import LOCK, PROBES, differences
+from autoft.runfolder import HEADS, LOCK, PROBES, differences
 from autoft.soup import greedy_soup
 from autoft.space import Space
 from autoft.specs import Backbone
@@ -107,6 +107,8 @@ def reproduce(
 ) -> Reproduction:
     """Train the winner of a finished run again, in a temporary folder, and compare its score with the run's.
 
+    Where its head started from a probe's, it does so again: probes are not repeated, but read from the run folder.
+
     Args:
         run: The run folder; nothing in it is changed.
         data: Where the data is now; where the study says, if None.
@@ -138,7 +140,7 @@ def reproduce(
     members = _members(folder, winner["weights"], settings.seed)
     with tempfile.TemporaryDirectory(prefix="autoft-reproduce-") as name:
         scratch = Path(name)
-        worker = _worker(prepared, scratch)
+        worker = _worker(prepared, scratch, folder / HEADS)
         states, best = [], None
         for seed in members:
             known = _known_training(folder, winner["trial"], seed, first=config.search.seed)
@@ -287,7 +289,7 @@ def _by_name(made_of: Mapping[str, Any]) -> dict[str, Any]:
 # --- training and scoring ---------------------------------------------------------------------------------------------
 
 
-def _worker(prepared: Prepared, scratch: Path) -> Worker:
+def _worker(prepared: Prepared, scratch: Path, heads: Path) -> Worker:
     for name in ("tokens", "prefix"):
         (scratch / name).mkdir()
     return Worker(
@@ -299,6 +301,7 @@ def _worker(prepared: Prepared, scratch: Path) -> Worker:
         prefix=scratch / "prefix",
         reuse=prepared.config.search.reuse,
         sharing=SHARING,
+        heads=heads,
     )
 
 

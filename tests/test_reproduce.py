@@ -88,6 +88,16 @@ def test_mean_of_several_seeds_is_reproduced(
     assert found.reproduced
 
 
+def test_winner_whose_head_started_from_a_probe_is_reproduced(toy_images: Path, tmp_path: Path, fast_export: None) -> None:
+    run = tmp_path / "run"
+    backbones = ("toy/mlp", "toy/convnet")
+    run_search(
+        toy_images, run, LOSS, "search.probe=true", "space={head_start: probe}", "search.seeds=1", backbones=backbones
+    )
+    assert read_json(run / "result.json")["winner"]["training"]["head_start"] is not None
+    assert reproduce(run).reproduced
+
+
 def test_training_that_goes_otherwise_is_not_called_reproduced(copied: Path) -> None:
     rate = read_json(copied / "result.json")["winner"]["training"]["learning_rate"]
     edit(copied, "result.json", winner__training__learning_rate=rate * 2)
