@@ -9,8 +9,8 @@ before the clock starts, fused AdamW with two parameter groups, clipping at 1.0,
 device before the end. Both start from the same weights and see the same batches with the same random numbers; that their
 mean training losses agree shows that they do the same work. An epoch is timed from the making of the optimizer to its last
 step, so autoft's drawing and cutting of the order counts, and validation does not. The two take turns, in an order that
-alternates; the ratio is that of the medians, the spread from the lowest to the highest round. CPU seconds tell the same
-where other work on the machine disturbs the wall clock.
+alternates; the ratio is that of the medians, the spread from the lowest to the highest round. With one thread CPU seconds
+tell the same as the clock on the wall, and judge in its place where more work than cores was waiting.
 """
 
 from __future__ import annotations
@@ -172,8 +172,11 @@ class Sentences(nn.Module):
 
 def text_case(folder: Path, table: Path, batch_size: int, most: int) -> Case:
     """MiniLM on first sentences of docstrings."""
+    import transformers
     from transformers import AutoModel
 
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     prepared = read(
         table,
         [
@@ -262,8 +265,8 @@ def make_case(
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 
-def compare(case: Case, rounds: int) -> float:
-    """Let both sides take turns, print a row, and return the ratio of the medians."""
+def compare(case: Case, rounds: int) -> tuple[float, float]:
+    """Let both sides take turns, print a row, and return the ratios of the medians, by the wall and by the processor."""
     mine: list[Seconds] = []
     theirs: list[Seconds] = []
     for turn in range(rounds):
@@ -285,7 +288,7 @@ def compare(case: Case, rounds: int) -> float:
         f"  {cpu:6.3f} {min(rounds_cpu):5.2f} to {max(rounds_cpu):4.2f}  {drift:.0e}",
         flush=True,
     )
-    return cpu if os.getloadavg()[0] > (os.cpu_count() or 1) else wall
+    return wall, cpu
 
 
 def ratio(mine: Sequence[float], theirs: Sequence[float]) -> float:
@@ -319,8 +322,11 @@ def main() -> None:
     print(
         f"{'':32} {'steps':>5}  {'autoft':>7} {'plain':>7}  {'ratio':>6} {'spread':>12}  {'ratio':>6} {'spread':>12}  loss"
     )
-    worst = max(compare(make(), options.rounds) for make in cases)
-    print(f"\ngoal: at most {GOAL}: {'met' if worst <= GOAL else 'missed'}")
+    ratios = [compare(make(), options.rounds) for make in cases]
+    busy = options.threads == 1 and os.getloadavg()[1] > (os.cpu_count() or 1)
+    worst = max(cpu if busy else wall for wall, cpu in ratios)
+    judge = "CPU seconds, as the machine was busy" if busy else "the clock on the wall"
+    print(f"\ngoal: at most {GOAL} by {judge}: {'met' if worst <= GOAL else 'missed'} ({worst:.3f})")
 
 
 if __name__ == "__main__":

@@ -127,9 +127,11 @@ def write_data(folder: Path) -> Path:
 def write_model(folder: Path) -> Path:
     """Write a transformer of two layers, with random weights, and its tokenizer."""
     import torch
+    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+    transformers.utils.logging.disable_progress_bar()
     words = [*SPECIAL, *(word for topic in TOPICS for word in topic.split()), *"abcdefgh"]
     made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
