@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ class Part:
     """
 
     name: str
-    on: Mapping[str, Any]
-    off: Mapping[str, Any]
+    on: dict[str, Any]
+    off: dict[str, Any]
     two_backbones: bool = False
     texts_only: bool = False
 
@@ -87,10 +87,13 @@ class Result:
         return next(seconds for seconds, value in self.curve if value >= target)
 
 
-def search(kind: str, settings: Mapping[str, Any], two_backbones: bool, seed: int, options: argparse.Namespace) -> Result:
+def search(kind: str, settings: dict[str, Any], two_backbones: bool, seed: int, options: argparse.Namespace) -> Result:
     """Run one search with autoft's command, and read what it took from its log."""
     data, columns, backbone = texts(options) if kind == "sentences" else digits(options)
-    backbones = [backbone, backbone | {"weights": "none"}] if two_backbones else [backbone]
+    untrained = {**backbone, "weights": "none"}
+    if kind == "sentences":  # without weights, the architecture and the tokenizer must come from a folder
+        untrained["name"] = f"transformers/{backbone['weights']}"
+    backbones = [backbone, untrained] if two_backbones else [backbone]
     trials, epochs = (
         (options.trials, options.epochs) if kind == "sentences" else (options.digits_trials, options.digits_epochs)
     )
@@ -105,8 +108,7 @@ def search(kind: str, settings: Mapping[str, Any], two_backbones: bool, seed: in
     shutil.rmtree(folder, ignore_errors=True)
     file = DATA / f"study-{os.getpid()}.yaml"
     file.write_text(json.dumps(study), encoding="utf-8")  # YAML reads JSON
-    chosen = {**COMMON, **settings}
-    changes = [part for name, value in chosen.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    changes = [part for name, value in (COMMON | settings).items() for part in ("--set", f"{name}={json.dumps(value)}")]
     run([sys.executable, "-m", "autoft", "search", str(file), "-o", str(folder), *changes], options.threads)
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     checked = max(event["time"] for event in events if event["event"] == "preflight")
@@ -115,6 +117,7 @@ def search(kind: str, settings: Mapping[str, Any], two_backbones: bool, seed: in
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     shutil.rmtree(folder)
     file.unlink()
+    print(f"{kind} seed {seed}: {ended - checked:.1f} s with {json.dumps(dict(settings))}", file=sys.stderr, flush=True)
     return Result(tuple(epochs_seen), ended - checked, result["winner"]["value"])
 
 
@@ -166,8 +169,8 @@ def ablate(kind: str, options: argparse.Namespace) -> None:
         done: dict[str, Result] = {}  # the same settings need not be searched twice
         for part in parts:
             for on in (True, False):
-                settings = COMMON | (part.on if on else part.off)
-                key = json.dumps([settings, part.two_backbones], sort_keys=True)
+                settings = part.on if on else part.off
+                key = json.dumps([COMMON | settings, part.two_backbones], sort_keys=True)
                 if key not in done:
                     done[key] = search(kind, settings, part.two_backbones, seed, options)
                 found.setdefault((part.name, on), []).append(done[key])
