@@ -6,7 +6,7 @@ What is enough of a gain, and what to train with the time that is left, `confirm
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from autoft.engine import Ended
 from autoft.events import Event, Listener
 from autoft.failures import stop_if_not_its_fault
 from autoft.files import load_tensors
+from autoft.mix import Mixture, mix
 from autoft.prepare import Prepared
+from autoft.ragged import Rows
 from autoft.recipe import Recipe
 from autoft.runfolder import RunFolder
-from autoft.soup import greedy_soup
 from autoft.space import Candidate
 from autoft.specs import is_better
 from autoft.train import TrainConfig, predict
@@ -40,7 +41,7 @@ class Chosen:
         value: Validation metric of these weights.
         epoch: The epoch that they, or the first of them where they are mixed, are from.
         seed: The seed that they were trained with.
-        made_of: How they came about, in words.
+        made_of: How they came about.
         confirmed: What training over seeds gave, JSON-ready; empty where it was not done.
     """
 
@@ -49,7 +50,7 @@ class Chosen:
     value: float
     epoch: int
     seed: int
-    made_of: str
+    made_of: Mixture
     confirmed: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -138,7 +139,9 @@ class Contest:
     def _single(self, trial: FrozenTrial) -> Chosen:
         weights, _ = load_tensors(self.run.trial(trial.number) / WEIGHTS)
         known = trial.user_attrs
-        return Chosen(trial, weights, known["best_value"], known["best_epoch"], self.recipe.seed, "one training")
+        return Chosen(
+            trial, weights, known["best_value"], known["best_epoch"], self.recipe.seed, Mixture((self.recipe.seed,))
+        )
 
     def seconds_wanted(self, most: float) -> float:
         """Return how many seconds this round would need now, of at most so many; 0 where they are too few for anything.
@@ -266,47 +269,52 @@ class Contest:
         return candidate, self.recipe.settings(candidate, seed=seed)
 
     def _mixed(self, winner: FrozenTrial, trained: list[_Trained], confirmed: Mapping[str, Any]) -> Chosen:
-        """Return the winner's best single training, or a greedy soup of its trainings where that is strictly better."""
+        """Return the winner's best single training, or what of it and the others is better."""
         best = trained[0]
         for each in trained[1:]:
             if is_better(self.direction, each.value, best.value):
                 best = each
-        single, _ = load_tensors(best.weights)
-        chosen = Chosen(winner, single, best.value, best.epoch, best.seed, f"the training with seed {best.seed}", confirmed)
-        if not self.prepared.config.search.soup or len(trained) == 1:
-            return chosen
+        single = Mixture((best.seed,))
+        search = self.prepared.config.search
+        if not search.soup:
+            weights, _ = load_tensors(best.weights)
+            return Chosen(winner, weights, best.value, best.epoch, best.seed, single, confirmed)
         ordered = [best, *sorted((each for each in trained if each is not best), key=lambda each: each.value)]
         if self.direction == "maximize":
             ordered[1:] = ordered[1:][::-1]
         candidate, settings = self._settings(winner, best.seed)
         backbone = self.recipe.backbone(candidate)
         model = self.worker.build(backbone, settings)
+        blends = backbone.weights != "none" and settings.freeze_depth < len(model.stages)
+        pretrained = {name: tensor.clone() for name, tensor in model.state_dict().items()} if blends else None
         model.to(self.prepared.device)
         validation = self.worker.data("validation", backbone)
-        objective = self.prepared.objective
 
-        def score(weights: Mapping[str, Tensor]) -> float:
+        def answer(weights: Mapping[str, Tensor]) -> Rows:
             model.load_state_dict(dict(weights))
-            outputs = predict(
+            return predict(
                 model,
                 validation,
                 device=self.prepared.device,
                 batch_size=max(64, 2 * settings.batch_size),
                 precision=settings.precision,
             )
-            value: float = objective.head.metrics(outputs, validation.targets, objective.targets)[objective.metric]
-            return value
 
-        weights, members = greedy_soup([load_tensors(each.weights)[0] for each in ordered], score, self.direction)
-        value = score(weights)
-        if len(members) < 2 or not is_better(self.direction, value, best.value):
-            return chosen
-        seeds = ", ".join(str(ordered[member].seed) for member in members)
+        objective = self.prepared.objective
+        found = mix(
+            [(each.seed, load_tensors(each.weights)[0]) for each in ordered],
+            pretrained,
+            answer,
+            objective,
+            validation.targets,
+        )
+        if found.mixture == single:  # scored in training, in whose batches the last bits may differ
+            return Chosen(winner, found.weights, best.value, best.epoch, best.seed, single, confirmed)
         self.listener(
             Event(
                 "confirm",
-                f"the mean of the weights of seeds {seeds} is better than any of them: {objective.metric} {value:.4f}",
-                {"stage": "soup", "seeds": [ordered[member].seed for member in members], "value": value},
+                f"{found.mixture.text} is better: {objective.metric} {found.value:.4f}",
+                {"stage": "mix", **found.mixture.to_dict(), "value": found.value},
             )
         )
-        return replace(chosen, weights=weights, value=value, made_of=f"the mean of the weights of seeds {seeds}")
+        return Chosen(winner, found.weights, found.value, best.epoch, best.seed, found.mixture, confirmed)

@@ -31,7 +31,7 @@ from autoft.runfolder import PROBES, TUNED, RunFolder, open_run
 from autoft.space import Candidate, Space, build_space, choose_augmentation, shared_policies, suggest
 from autoft.specs import Backbone, is_better
 from autoft.train import EpochReport, TrainConfig
-from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, Trials
+from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, WHOLE, Trials
 from autoft.worker import WEIGHTS, Failure, Outcome, Worker, is_full_disk, settle
 
 ETA = 3  # one in so many trials goes on from each rung
@@ -282,7 +282,7 @@ class _Driver:
     def _first_stop(self, trial: optuna.Trial) -> int:
         """Return the epoch at which a trial pauses first, or goes on to where a kill came between."""
         epochs = self.recipe.epochs
-        if trial.user_attrs.get("role") == "preset" or not self.config.search.prune:
+        if trial.user_attrs.get("role") in WHOLE or not self.config.search.prune:
             return epochs
         stored: int | None = trial.user_attrs.get(UNTIL)
         return stored or rungs(epochs, eta=ETA)[0]

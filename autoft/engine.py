@@ -15,6 +15,7 @@ import torch
 
 from autoft.catalog import Catalog
 from autoft.discovery import discover
+from autoft.files import as_path
 from autoft.ragged import Rows
 from autoft.specs import Backbone, BackboneRequest, Preprocessing, Sample, Targets
 from autoft.train import EpochReport, Objective, TrainConfig
@@ -86,7 +87,7 @@ class Task:
         backbone: Place of its backbone in `Setup.backbones`.
         config: How to train.
         augmentation: Policy for the training split.
-        folder: The trial's own folder.
+        folder: The trial's own folder: a local path, or an address of any file system of fsspec.
         seconds: From its beginning to its deadline, or None. The epoch that ends after it is the last (`time limit`); a
             step that would begin after it ends the task as `interrupted`.
         one_epoch: Whether an epoch must have ended before steps heed the deadline.
@@ -273,7 +274,7 @@ def run_task(
         if task.pause_after is not None and report.epoch >= task.pause_after:
             raise PauseTrial
 
-    job = Job(equipment.backbones[task.backbone], task.config, task.augmentation, Path(task.folder))
+    job = Job(equipment.backbones[task.backbone], task.config, task.augmentation, as_path(task.folder))
     return equipment.worker.run(job, on_epoch=after_epoch, should_stop=lambda: should_stop() or (trained and late()))
 
 

@@ -99,7 +99,7 @@ def export_winner(
             "trial": winner.number,
             "trials": trials.finished(),
             "epoch": chosen.epoch,
-            "weights": chosen.made_of,
+            "weights": chosen.made_of.text,
             "confirmed": chosen.confirmed,
             "device": prepared.device.type,
             "precision": settings.precision,
@@ -129,7 +129,8 @@ def export_winner(
             "value": chosen.value,
             "settings": shown,
             "training": asdict(settings),  # all of it, for `autoft reproduce`
-            "weights": chosen.made_of,
+            "weights": chosen.made_of.text,
+            "made_of": chosen.made_of.to_dict(),
         },
         "confirmed": chosen.confirmed,
         **exported_facts(exported),
@@ -152,7 +153,7 @@ def stored_result(run: RunFolder, chosen: Chosen) -> dict[str, Any] | None:
     if stored is None:
         return None
     winner = stored["winner"]
-    same = (winner["trial"], winner["value"], winner["weights"]) == (chosen.trial.number, chosen.value, chosen.made_of)
+    same = (winner["trial"], winner["value"], winner["weights"]) == (chosen.trial.number, chosen.value, chosen.made_of.text)
     if not same or not (run.bundle / "autoft.json").exists():
         return None
     return stored

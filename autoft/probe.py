@@ -24,6 +24,7 @@ from autoft.events import Event, Listener
 from autoft.head_start import save_head, without_standardization
 from autoft.loading import SplitData, load_split
 from autoft.ragged import Ragged, Rows
+from autoft.resampling import RESAMPLES, paired_error
 from autoft.specs import IGNORED, Backbone, Choice, Direction, Head, Range, is_better
 from autoft.train import NonFiniteError, Objective, TrainConfig, predict, rate_at, seed_everything
 from autoft.worker import Worker, classify
@@ -37,8 +38,6 @@ STEPS = 300
 WARMUP = 0.1
 BATCH = 256
 TEXTS = 32  # of a batch where every word has a target
-RESAMPLES = 50
-RESAMPLED = 2000  # samples of a resample, at most: metrics over more take long
 STANDARD_ERRORS = 3.0
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW
 
@@ -449,16 +448,7 @@ def standard_error(
     """
     if one.outputs is None or other.outputs is None:
         return math.inf
-    head, targets, rng, differences = objective.head, objective.targets, np.random.default_rng(seed), []
-    size = min(len(encoded), RESAMPLED)
-    for _ in range(resamples):
-        rows = rng.integers(0, len(encoded), size)
-        pair = [head.metrics(each.outputs[rows], encoded[rows], targets) for each in (one, other)]  # type: ignore[index]
-        if all(objective.metric in metrics for metrics in pair):
-            differences.append(pair[0][objective.metric] - pair[1][objective.metric])
-    if len(differences) < 2:
-        return math.inf
-    return float(np.std(differences, ddof=1)) * math.sqrt(size / len(encoded))
+    return paired_error(one.outputs, other.outputs, objective, encoded, seed=seed, resamples=resamples)
 
 
 def keep(

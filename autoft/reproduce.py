@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,9 +21,10 @@ from autoft.events import Event
 from autoft.files import load_tensors, read_json
 from autoft.finish import RESULT
 from autoft.identity import facts, identity
+from autoft.mix import Mixture
 from autoft.prepare import Prepared, load_config, prepare
 from autoft.runfolder import HEADS, LOCK, PROBES, differences
-from autoft.soup import greedy_soup
+from autoft.soup import greedy_soup, interpolate
 from autoft.space import Space
 from autoft.specs import Backbone
 from autoft.train import EpochReport, TrainConfig, predict
@@ -32,8 +32,6 @@ from autoft.worker import WEIGHTS, Job, Outcome, StopTrial, Worker, load_outcome
 
 STUDY_FILE = "study.yaml"
 EVALUATION_BATCH = 64  # as of the export, which scores the test split
-SINGLE = re.compile(r"one training|the training with seed (?P<seed>[0-9]+)")
-MEAN = re.compile(r"the mean of the weights of seeds (?P<seeds>[0-9]+(?:, [0-9]+)+)")
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,8 @@ def reproduce(
     different = _compare(lock, prepared)
     backbone = _backbone(folder, prepared, winner["settings"]["backbone"])
     settings = _settings(folder, winner["training"])
-    members = _members(folder, winner["weights"], settings.seed)
+    made_of = _made_of(folder, winner)
+    members = made_of.seeds
     with tempfile.TemporaryDirectory(prefix="autoft-reproduce-") as name:
         scratch = Path(name)
         worker = _worker(prepared, scratch, folder / HEADS)
@@ -161,13 +160,15 @@ def reproduce(
             best = best or outcome.best
             states.append(load_tensors(scratch / "trainings" / str(seed) / WEIGHTS)[0])
         model = worker.build(backbone, settings)
-        if len(states) == 1:
-            weights: Mapping[str, Tensor] = states[0]
-            value = _best(best).value
-        else:
+        weights: Mapping[str, Tensor] = states[0]
+        value = _best(best).value
+        if len(states) > 1:
             # which of them make a better mean was decided in the run: each further one counts as better here
             rising = count()
             weights, _ = greedy_soup(states, lambda mixed: float(next(rising)), "maximize")
+        if made_of.alpha != 1.0:
+            weights = interpolate(model.state_dict(), weights, made_of.alpha)
+        if weights is not states[0]:
             model.load_state_dict(dict(weights))
             value = _score(model.to(prepared.device), prepared, worker, backbone, settings)
         metric = prepared.objective.metric
@@ -221,16 +222,14 @@ def _settings(folder: Path, stored: Mapping[str, Any]) -> TrainConfig:
         ) from error
 
 
-def _members(folder: Path, weights: str, seed: int) -> tuple[int, ...]:
-    """Return the seeds whose trainings the exported weights are made of, in the order in which they were mixed."""
-    if found := SINGLE.fullmatch(weights):
-        return (int(found["seed"] or seed),)
-    if found := MEAN.fullmatch(weights):
-        return tuple(int(one) for one in found["seeds"].split(", "))
-    raise RunError(
-        f"the weights of a run must be of one training or a mean of several, but {folder} exported {weights}",
-        "this kind cannot be reproduced yet",
-    )
+def _made_of(folder: Path, winner: Mapping[str, Any]) -> Mixture:
+    try:
+        return Mixture.from_dict(winner["made_of"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{folder / RESULT} must say what the exported weights are made of, but `winner.made_of` is damaged: {error}",
+            "search again, with another folder",
+        ) from error
 
 
 def _known_training(folder: Path, trial: int, seed: int, *, first: int) -> Outcome:

@@ -25,8 +25,6 @@ PREFIX = "prefix"  # what frozen stages give, shared by trials
 PROBES = "probe.json"
 HEADS = "probe"  # linear heads that trainings may start from
 TUNED = "tuned.json"  # what was measured for each backbone: precision, compilation, micro-batch
-HEADS = "probe"  # linear heads that trainings may start from
-TUNED = "tuned.json"  # what was measured for each backbone: precision, compilation, micro-batch
 HELD = ".held"
 SHOWN_DIFFERENCES = 5
 

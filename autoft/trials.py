@@ -20,6 +20,9 @@ from autoft.space import Space, suggest
 from autoft.specs import Direction
 from autoft.worker import is_full_disk
 
+# Trials of these roles never rest. Fine-tuning from the probe's head begins with a good score that first falls: what an
+# early rung shows of it says little.
+WHOLE = ("preset", "lp-ft")
 STARTUP_TRIALS = 8  # random points before TPE has enough to model
 # User attributes of a trial. A paused trial is RUNNING for Optuna, which knows no other word for one that is neither
 # finished nor to be handed out by `ask`; when the session ends before the search, it is WAITING.
@@ -166,7 +169,7 @@ class Trials:
             if state == "running":  # what it has shown since it was taken up is not judged yet
                 steps = steps[: known.get("epochs", 0)]
             values = tuple(value for _, value in steps)
-            seen.append(Progress(trial.number, values, seconds, state, known.get("role") == "preset"))  # type: ignore[arg-type]
+            seen.append(Progress(trial.number, values, seconds, state, known.get("role") in WHOLE))  # type: ignore[arg-type]
         return seen
 
     def report(self, trial: optuna.Trial, value: float, epoch: int) -> None:

@@ -38,9 +38,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "hf_models",
     ),
     ("confirm", "soup", "model", "regularize", "tokens", "loading"),
-    ("train", "space", "prefix", "prefix_store"),
+    ("train", "space", "prefix", "prefix_store", "resampling"),
     ("worker",),
-    ("probe", "tuning"),
+    ("probe", "tuning", "mix"),
     (
         "driver",
         "openings",

@@ -71,20 +71,33 @@ def test_winner_that_is_a_pruned_trial_is_reproduced(toy_images: Path, tmp_path:
 def test_mean_of_several_seeds_is_reproduced(
     toy_images: Path, tmp_path: Path, fast_export: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from autoft import contest
+    from autoft import mix
     from autoft.soup import greedy_soup
 
     def eager(candidates: Any, score: Any, direction: Any) -> Any:
         rising = iter(range(100))
         return greedy_soup(candidates, lambda weights: -float(next(rising)), direction)
 
-    monkeypatch.setattr(contest, "greedy_soup", eager)  # take all of them, as real ones are too seldom better
-    monkeypatch.setattr(contest, "is_better", lambda direction, value, other: True)
+    monkeypatch.setattr(mix, "greedy_soup", eager)  # take all of them, as real ones are too seldom better
     run = tmp_path / "run"
     run_search(toy_images, run, LOSS, "search.seeds=3")
     found = reproduce(run)
     assert len(found.seeds) == 3
     assert found.weights.startswith("the mean of the weights of seeds")
+    assert found.reproduced
+
+
+def test_blend_with_the_pretrained_weights_is_reproduced(
+    toy_images: Path, tmp_path: Path, fast_export: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autoft import mix
+
+    monkeypatch.setattr(mix, "paired_error", lambda *arguments: -1.0)
+    monkeypatch.setattr(mix, "is_better", lambda direction, value, other: True)  # the last blend is taken
+    run = tmp_path / "run"
+    run_search(toy_images, run, LOSS, "search.seeds=2")
+    found = reproduce(run)
+    assert found.weights.endswith("75% of it and the rest pretrained")
     assert found.reproduced
 
 
@@ -133,7 +146,7 @@ def test_other_data_is_refused_and_the_same_data_elsewhere_is_not(copied: Path, 
         (lambda run: (run / "lock.json").write_text("{"), "lock.json is damaged"),
         (lambda run: edit(run, "result.json", winner={"trial": 0}), "has no `winner.training`"),
         (lambda run: edit(run, "result.json", winner__training__newer=1), "in the words of another autoft"),
-        (lambda run: edit(run, "result.json", winner__weights="a sum"), "exported a sum"),
+        (lambda run: edit(run, "result.json", winner__made_of={"seeds": [0]}), "`winner.made_of` is damaged: 'alpha'"),
         (lambda run: edit(run, "result.json", winner__settings__backbone="toy/other"), "but is toy/other"),
         (lambda run: [shutil.rmtree(run / name) for name in ("confirm", "trials")], "must hold the result of each training"),
     ],

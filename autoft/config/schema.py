@@ -280,7 +280,7 @@ class TrainerConfig(Section):
     Attributes:
         epochs: Passes over the training split, at most; `auto` is 10 for images and 4 for texts.
         batch_size: Samples an optimizer step, or `auto`.
-        precision: Number format of the forward pass; `auto` measures on CUDA whether a lower one pays, `probe` on every device.
+        precision: Number format of the forward pass; `auto` measures on CUDA if a lower one pays, `probe` on any device.
         optimizer: `adamw` or `sgd`.
         momentum: Momentum of `sgd`; `adamw` ignores it.
         augmentation: Name of one of the backbone's augmentation policies; `auto` is `light` where there is one.
