@@ -202,6 +202,7 @@ class _Driver:
             self.space,
             seed=self.config.search.seed,
             openings=[(each.role, each.params) for each in openings(self.space, scores, self.objective.direction)],
+            probe_first=self.config.search.prune,
             most=self.config.search.trials,
         )
         self.seconds_before = self.trials.recall("seconds", 0.0)
@@ -268,7 +269,7 @@ class _Driver:
 
         What takes how long is never the same twice, so that a search bounded by trials alone leaves it out, and repeats.
         """
-        if self.trials.broken_off():
+        if self.trials.broken_off() or self.trials.presets_wait():
             return Start()
         search = self.config.search
         return next_action(
@@ -281,11 +282,14 @@ class _Driver:
 
     def _first_stop(self, trial: optuna.Trial) -> int:
         """Return the epoch at which a trial pauses first, or goes on to where a kill came between."""
-        epochs = self.recipe.epochs
-        if trial.user_attrs.get("role") in WHOLE or not self.config.search.prune:
-            return epochs
+        epochs, role = self.recipe.epochs, trial.user_attrs.get("role")
         stored: int | None = trial.user_attrs.get(UNTIL)
-        return stored or rungs(epochs, eta=ETA)[0]
+        if stored is not None:
+            return stored
+        first = self.trials.presets_wait() and role != "preset"  # even one that never rests lets the presets go before
+        if not self.config.search.prune or (role in WHOLE and not first):
+            return epochs
+        return rungs(epochs, eta=ETA)[0]
 
     def _fill(self) -> None:
         """Give every free worker a trial, as long as there is time and something to do."""

@@ -46,6 +46,8 @@ class Trials:
         space: Its presets are queued first, one a backbone.
         seed: Of the search.
         openings: Role and parameters of what is queued next.
+        probe_first: Whether the first of them that fine-tunes from a probe's head is started before the presets: its first
+            epochs already give a good model.
         most: How many trials there may be, or None for any number; no more are queued.
 
     Raises:
@@ -61,10 +63,12 @@ class Trials:
         *,
         seed: int,
         openings: Sequence[tuple[str, Mapping[str, Any]]] = (),
+        probe_first: bool = False,
         most: int | None = None,
     ) -> None:
         self.direction = direction
         self._seed = seed
+        self._probe_first = probe_first
         self._space = space
         self._study = _open(database, name, direction)
         # the preset first, on the first backbone; then on each other one, for an honest first score of all; a kill may
@@ -80,10 +84,23 @@ class Trials:
             self._set_state(trial, TrialState.RUNNING if trial.user_attrs.get(PAUSED) else TrialState.WAITING)
 
     def ask(self) -> optuna.Trial:
-        """Start the next trial: the first that waits, or a new one."""
-        if not self.all(TrialState.WAITING):
+        """Start the next trial: one that was broken off, else the first that waits, else a new one."""
+        waiting = self.all(TrialState.WAITING)
+        if not waiting:
             self._study.enqueue_trial(self._propose(len(self.all())))
-        return self._study.ask()
+            return self._study.ask()
+        fresh = self._probe_first and len(waiting) == len(self.all())
+
+        def order(trial: FrozenTrial) -> tuple[bool, bool, int]:
+            return (UNTIL not in trial.user_attrs, not (fresh and trial.user_attrs.get("role") == "lp-ft"), trial.number)
+
+        first = min(waiting, key=order)
+        self._set_state(first, TrialState.RUNNING)
+        return optuna.Trial(self._study, first._trial_id)
+
+    def presets_wait(self) -> bool:
+        """Return whether a preset has not begun yet."""
+        return any(trial.user_attrs.get("role") == "preset" for trial in self.all(TrialState.WAITING))
 
     def _propose(self, number: int) -> dict[str, Any]:
         """Return the parameters of a new trial: TPE's, from all that is known now.

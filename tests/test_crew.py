@@ -61,7 +61,7 @@ def test_two_workers_train_at_the_same_time_leave_nothing_and_repeat_bit_for_bit
     run_search(toy_images, tmp_path / "run", *ON_TWO)
     assert_same_search(tmp_path / "run", run)
     order = [(event.kind, event.data["trial"]) for event in heard.events if event.kind in ("trial", "trial_end")]
-    assert order[:2] == [("trial", 0), ("trial", 1)], "the second begins before the first has ended"
+    assert order[:2] == [("trial", 1), ("trial", 0)], "the second begins before the first has ended"
     assert 1 in {data["seed"] for data in heard.of("confirm") if data["stage"] == "training"}
     assert not workers_of(psutil.Process())
     assert not (run / "pixels").exists()

@@ -124,7 +124,7 @@ def test_trial_0_is_the_preset_and_the_depth_of_one_backbone_is_searched_in_stag
     result = run_search(toy_images, tmp_path / "run", on_event=heard)
     first, *others = study_of(tmp_path / "run").trials
     preset = {"learning_rate": 3e-4, "head_multiplier": 10.0, "freeze_depth": 0, "layer_decay": 0.9, "weight_decay": 0.01}
-    assert first.params == {**preset, "dropout": 0.1, "label_smoothing": 0.0}
+    assert first.params == {**preset, "dropout": 0.1, "label_smoothing": 0.0, "head_start": "fresh"}
     assert heard.of("trial")[0]["role"] == "preset"
     assert all(other.params != first.params for other in others)
     assert all(isinstance(trial.params["freeze_depth"], int) for trial in (first, *others))
@@ -665,14 +665,14 @@ def test_resolved_study_starts_the_same_run_again(finished: Any, tmp_path: Path)
     shutil.copytree(finished.path, run)
     result = search(run / "study.yaml", output=run)
     assert result.trial == read_json(finished.path / "result.json")["winner"]["trial"]
-    assert result.trials == {"complete": 1, "pruned": 2}
+    assert result.trials == {"complete": 2, "pruned": 1}
 
 
 def test_data_may_move(finished: Any, toy_images: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished.path, run)
     shutil.copytree(toy_images, tmp_path / "elsewhere" / "stripes")
-    assert run_search(tmp_path / "elsewhere" / "stripes", run, *AS_TYPED).trials == {"complete": 1, "pruned": 2}
+    assert run_search(tmp_path / "elsewhere" / "stripes", run, *AS_TYPED).trials == {"complete": 2, "pruned": 1}
     write_toy_images(tmp_path / "elsewhere" / "stripes", per_class=13)
     with pytest.raises(RunError, match=r"belongs to another study: data\.fingerprint is"):
         run_search(tmp_path / "elsewhere" / "stripes", run, *AS_TYPED)
@@ -689,3 +689,15 @@ def test_sharded_weights_count_by_the_content_of_every_shard(tmp_path: Path) -> 
         (tmp_path / "two.safetensors").write_bytes(content)
         found.add(weights_identity(str(index)))
     assert len(found) == 2
+
+
+@pytest.mark.usefixtures("fast_export")
+def test_fine_tuning_from_the_probes_head_gives_the_first_score_and_never_rests_after_the_preset(
+    toy_images: Path, tmp_path: Path
+) -> None:
+    heard = Heard()
+    settings = ("search.trials=4", "trainer.epochs=4", "search.prune=true")
+    run_search(toy_images, tmp_path / "run", *settings, on_event=heard)
+    begun = [(data["trial"], data["role"], data["from_epoch"]) for data in heard.of("trial")]
+    assert begun[:3] == [(1, "lp-ft", 0), (0, "preset", 0), (1, "lp-ft", 1)]
+    assert [data["epoch"] for data in heard.of("epoch") if data["trial"] == 1] == [1, 2, 3, 4]
