@@ -6,14 +6,14 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from autoft.contest import Contest
+from autoft.contest import Chosen, Contest
 from autoft.crew import Crew, choose_manning, make_setup, start_local
 from autoft.engine import Ended, Epoch
 from autoft.errors import AutoftError, ConfigError, RepeatedBugError, first_line
@@ -21,12 +21,14 @@ from autoft.events import Event, Listener
 from autoft.failures import full_disk, stop_if_not_its_fault
 from autoft.finish import SearchResult, export_winner, nothing_trained, stored_result, summarize
 from autoft.identity import facts, identity
+from autoft.mix import Mixture
 from autoft.openings import SHARE, Probed, openings, predict_seconds, probe_once, worth_probing
 from autoft.preflight import KEPT_TRIALS, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
 from autoft.processes import ProcessEngine
 from autoft.promotion import Done, Promote, Start, next_action, rungs
 from autoft.recipe import fixed_settings, make_recipe
+from autoft.refit import refit
 from autoft.runfolder import PROBES, TUNED, RunFolder, open_run
 from autoft.space import Candidate, Space, build_space, choose_augmentation, shared_policies, suggest
 from autoft.specs import Backbone, is_better
@@ -120,7 +122,11 @@ def search(
                 if engine is not None:
                     engine.stop(gracefully=False)
             if not result.interrupted:
-                for folder in (run.prefix, run.pixels):  # large, and of use to further trials alone, which make it again
+                for folder in (
+                    run.prefix,
+                    run.pixels,
+                    run.refit,
+                ):  # large, and of use to further trials alone, which make it again
                     if folder.exists():
                         shutil.rmtree(folder)
             return result
@@ -540,6 +546,14 @@ class _Driver:
             return self._interrupted()
         winner = chosen.trial
         stored = stored_result(self.folder, chosen)
+        if self.config.export.refit and stored is None:
+            anew = Mixture((chosen.seed,), refitted=True, epochs=chosen.epoch)
+            stored = stored_result(self.folder, replace(chosen, made_of=anew))
+            if stored is None:
+                refitted = self._refit(chosen, anew)
+                if refitted is None:
+                    return self._interrupted()
+                chosen = refitted
         if stored is None:
             self.listener(Event("export", f"exporting trial {winner.number} and checking it", {"trial": winner.number}))
             stored = export_winner(chosen, self.prepared, self.folder, self.worker, self.recipe, self.trials)
@@ -555,6 +569,37 @@ class _Driver:
             )
         )
         return result
+
+    def _refit(self, chosen: Chosen, anew: Mixture) -> Chosen | None:
+        """Train what was chosen once more, on both splits; None where the user stops. Without time for it, it stays."""
+        known, left, count = chosen.trial.user_attrs, self._seconds_to_export(), len(self.prepared.samples["train"])
+        grown = 1.0 + len(self.prepared.samples["validation"]) / count
+        seconds = known["seconds"] / known["epochs"] * chosen.epoch * grown
+        if left is not None and seconds > left:
+            text = f"there is no time left to train on both splits: it would take about {seconds:.0f} s"
+            self.listener(Event("warning", text, {"about": "refit", "seconds": seconds, "seconds_left": left}))
+            return chosen
+        self.listener(
+            Event(
+                "export",
+                f"training trial {chosen.trial.number} on the training and validation splits, for {chosen.epoch} epochs",
+                {"trial": chosen.trial.number, "refit": True},
+            )
+        )
+        candidate = self.recipe.candidate(chosen.trial)
+        weights = refit(
+            self.prepared,
+            self.recipe.backbone(candidate),
+            self.recipe.settings(candidate, seed=chosen.seed),
+            str(candidate.values["augmentation"]),
+            self.folder.refit / f"{chosen.trial.number}-{chosen.seed}-{chosen.epoch}",
+            epochs=chosen.epoch,
+            heads=self.folder.heads,
+            should_stop=self.user_stops,
+        )
+        if weights is None:
+            return None
+        return replace(chosen, weights=weights, made_of=anew)
 
     def _interrupted(self) -> SearchResult:
         for message in self.crew.stop(gracefully=True):

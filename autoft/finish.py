@@ -100,6 +100,7 @@ def export_winner(
             "trials": trials.finished(),
             "epoch": chosen.epoch,
             "weights": chosen.made_of.text,
+            "refitted": chosen.made_of.refitted,
             "confirmed": chosen.confirmed,
             "device": prepared.device.type,
             "precision": settings.precision,

@@ -23,6 +23,7 @@ from autoft.finish import RESULT
 from autoft.identity import facts, identity
 from autoft.mix import Mixture
 from autoft.prepare import Prepared, load_config, prepare
+from autoft.refit import refit
 from autoft.runfolder import HEADS, LOCK, PROBES, differences
 from autoft.soup import greedy_soup, interpolate
 from autoft.space import Space
@@ -140,48 +141,31 @@ def reproduce(
     with tempfile.TemporaryDirectory(prefix="autoft-reproduce-") as name:
         scratch = Path(name)
         worker = _worker(prepared, scratch, folder / HEADS)
-        states, best = [], None
-        for seed in members:
-            known = _known_training(folder, winner["trial"], seed, first=config.search.seed)
-            on_note(f"training trial {winner['trial']} with seed {seed}")
-            with _threads(choose_manning(prepared).threads):
-                outcome = _train(
-                    worker,
-                    Job(
-                        backbone,
-                        replace(settings, seed=seed, micro_batch=known.micro_batch or settings.micro_batch),
-                        str(winner["settings"]["augmentation"]),
-                        scratch / "trainings" / str(seed),
-                    ),
-                    epochs=known.best.epoch if known.best else settings.epochs,
-                )
-            if outcome.reuse != known.reuse:
-                different.append(Difference(f"reuse of frozen stages, seed {seed}", known.reuse, outcome.reuse))
-            best = best or outcome.best
-            states.append(load_tensors(scratch / "trainings" / str(seed) / WEIGHTS)[0])
+        metric, score = prepared.objective.metric, winner["value"]
         model = worker.build(backbone, settings)
-        weights: Mapping[str, Tensor] = states[0]
-        value = _best(best).value
-        if len(states) > 1:
-            # which of them make a better mean was decided in the run: each further one counts as better here
-            rising = count()
-            weights, _ = greedy_soup(states, lambda mixed: float(next(rising)), "maximize")
-        if made_of.alpha != 1.0:
-            weights = interpolate(model.state_dict(), weights, made_of.alpha)
-        if weights is not states[0]:
+        weights: Mapping[str, Tensor]
+        if made_of.refitted:
+            on_note(f"training trial {winner['trial']} with seed {settings.seed} on both splits")
+            weights = _refitted(
+                folder, prepared, backbone, settings, str(winner["settings"]["augmentation"]), made_of, scratch
+            )
             model.load_state_dict(dict(weights))
-            value = _score(model.to(prepared.device), prepared, worker, backbone, settings)
-        metric = prepared.objective.metric
+            value = _score_as_exported(model, prepared, worker, backbone, "validation")
+            score = result["validation"][metric]
+        else:
+            weights, value = _again(
+                folder, prepared, winner, made_of, settings, backbone, worker, scratch, different, on_note
+            )
         tested = None
         if test:
             model.load_state_dict(dict(weights))
-            tested = Score(result["test"][metric], _score_as_exported(model, prepared, worker, backbone))
+            tested = Score(result["test"][metric], _score_as_exported(model, prepared, worker, backbone, "test"))
     return Reproduction(
         metric=metric,
         trial=winner["trial"],
         weights=winner["weights"],
         seeds=members,
-        validation=Score(winner["value"], value),
+        validation=Score(score, value),
         test=tested,
         differences=tuple(different),
     )
@@ -288,6 +272,70 @@ def _by_name(made_of: Mapping[str, Any]) -> dict[str, Any]:
 # --- training and scoring ---------------------------------------------------------------------------------------------
 
 
+def _again(
+    folder: Path,
+    prepared: Prepared,
+    winner: Mapping[str, Any],
+    made_of: Mixture,
+    settings: TrainConfig,
+    backbone: Backbone,
+    worker: Worker,
+    scratch: Path,
+    different: list[Difference],
+    on_note: Callable[[str], None],
+) -> tuple[Mapping[str, Tensor], float]:
+    """Return the weights that the run exported, made again of its trainings, and their validation metric."""
+    states, best = [], None
+    for seed in made_of.seeds:
+        known = _known_training(folder, winner["trial"], seed, first=prepared.config.search.seed)
+        on_note(f"training trial {winner['trial']} with seed {seed}")
+        with _threads(choose_manning(prepared).threads):
+            outcome = _train(
+                worker,
+                Job(
+                    backbone,
+                    replace(settings, seed=seed, micro_batch=known.micro_batch or settings.micro_batch),
+                    str(winner["settings"]["augmentation"]),
+                    scratch / "trainings" / str(seed),
+                ),
+                epochs=known.best.epoch if known.best else settings.epochs,
+            )
+        if outcome.reuse != known.reuse:
+            different.append(Difference(f"reuse of frozen stages, seed {seed}", known.reuse, outcome.reuse))
+        best = best or outcome.best
+        states.append(load_tensors(scratch / "trainings" / str(seed) / WEIGHTS)[0])
+    model = worker.build(backbone, settings)
+    weights: Mapping[str, Tensor] = states[0]
+    value = _best(best).value
+    if len(states) > 1:
+        # which of them make a better mean was decided in the run: each further one counts as better here
+        rising = count()
+        weights, _ = greedy_soup(states, lambda mixed: float(next(rising)), "maximize")
+    if made_of.alpha != 1.0:
+        weights = interpolate(model.state_dict(), weights, made_of.alpha)
+    if weights is not states[0]:
+        model.load_state_dict(dict(weights))
+        value = _score(model.to(prepared.device), prepared, worker, backbone, settings)
+    return weights, value
+
+
+def _refitted(
+    folder: Path,
+    prepared: Prepared,
+    backbone: Backbone,
+    settings: TrainConfig,
+    augmentation: str,
+    made_of: Mixture,
+    scratch: Path,
+) -> dict[str, Tensor]:
+    weights = refit(
+        prepared, backbone, settings, augmentation, scratch / "refit", epochs=made_of.epochs, heads=folder / HEADS
+    )
+    if weights is None:
+        raise AssertionError("nobody stopped it")
+    return weights
+
+
 def _worker(prepared: Prepared, scratch: Path, heads: Path) -> Worker:
     for name in ("tokens", "prefix"):
         (scratch / name).mkdir()
@@ -338,17 +386,17 @@ def _score(model: torch.nn.Module, prepared: Prepared, worker: Worker, backbone:
     return objective.head.metrics(outputs, validation.targets, objective.targets)[objective.metric]
 
 
-def _score_as_exported(model: Any, prepared: Prepared, worker: Worker, backbone: Backbone) -> float:
-    """Return the test metric as the export finds it: on the CPU in float32, with thresholds tuned on validation."""
+def _score_as_exported(model: Any, prepared: Prepared, worker: Worker, backbone: Backbone, split: str) -> float:
+    """Return a split's metric as the export finds it: on the CPU in float32, with thresholds tuned on validation."""
     cpu, head, targets = torch.device("cpu"), prepared.objective.head, prepared.objective.targets
     model = model.to(cpu).to(memory_format=torch.contiguous_format)
     if head.tune is not None:
         validation = worker.data("validation", backbone)
         outputs = predict(model, validation, device=cpu, batch_size=EVALUATION_BATCH)
         targets = head.tune(outputs, validation.targets, targets)
-    test = worker.data("test", backbone)
-    outputs = predict(model, test, device=cpu, batch_size=EVALUATION_BATCH)
-    return head.metrics(outputs, test.targets, targets)[prepared.objective.metric]
+    data = worker.data(split, backbone)
+    outputs = predict(model, data, device=cpu, batch_size=EVALUATION_BATCH)
+    return head.metrics(outputs, data.targets, targets)[prepared.objective.metric]
 
 
 @contextmanager

@@ -21,6 +21,7 @@ LOCK = "lock.json"
 STUDY = "study.db"
 TOKENS = "tokens"  # texts as tokens, made before anything is searched
 PIXELS = "pixels"  # decoded images, shared by workers
+REFIT = "refit"  # the training on both splits, until it is exported
 PREFIX = "prefix"  # what frozen stages give, shared by trials
 PROBES = "probe.json"
 HEADS = "probe"  # linear heads that trainings may start from
@@ -62,6 +63,11 @@ class RunFolder:
     def heads(self) -> Path:
         """Where the heads are that probes found."""
         return self.path / HEADS
+
+    @property
+    def refit(self) -> Path:
+        """Where the winner is trained on both splits."""
+        return self.path / REFIT
 
     @property
     def prefix(self) -> Path:

@@ -46,6 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "openings",
         "crew",
         "recipe",
+        "refit",
         "failures",
         "identity",
         "engine",

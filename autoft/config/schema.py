@@ -309,15 +309,17 @@ class TrainerConfig(Section):
 
 
 class ExportConfig(Section):
-    """How far the exported model may be from the trained one.
+    """What is exported, and how far it may be from the trained model.
 
     Attributes:
         max_metric_drop: Largest loss of the metric over the validation split.
         max_output_difference: Largest difference of any output.
+        refit: Whether the winner is trained once more, on the training and the validation split together.
     """
 
     max_metric_drop: Annotated[Number, Field(ge=0)] = 0.001
     max_output_difference: Annotated[Number, Field(gt=0)] = 0.001
+    refit: Flag = False
 
 
 class StudyConfig(Section):

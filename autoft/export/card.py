@@ -100,8 +100,8 @@ def model_card(
             for name, value in measured["test"].items()
         ),
         "",
-        f"The search chose by **{metric}** on {data['validation']} validation samples; that figure is therefore a little "
-        f"optimistic. The {data['test']} test samples were scored {_times(training['test_scored'])}; ± is one standard "
+        _about_validation(metric, data["validation"], refitted=bool(training.get("refitted")))
+        + f" The {data['test']} test samples were scored {_times(training['test_scored'])}; ± is one standard "
         "error by bootstrap over them.",
         "",
         *_by_class(reports["test"]),
@@ -222,6 +222,15 @@ def _thresholds(targets: Targets) -> list[str]:
         *([f"\nThe first {SHOWN_CLASSES} of {len(rows)}; `autoft.json` has all."] if len(rows) > SHOWN_CLASSES else []),
         "",
     ]
+
+
+def _about_validation(metric: str, samples: int, *, refitted: bool) -> str:
+    if refitted:
+        return (
+            f"The search chose settings by **{metric}** on {samples} validation samples, and the model was then trained on "
+            "these as well: their figures say nothing about new data."
+        )
+    return f"The search chose by **{metric}** on {samples} validation samples; that figure is therefore a little optimistic."
 
 
 def _by_class(report: Mapping[str, Any]) -> list[str]:
