@@ -82,6 +82,7 @@ def search(
         early(event)
 
     prepared = prepare(config, catalog, before_run)
+    _check_refit(prepared)
     try:
         with open_run(path, identity(prepared), facts(prepared), config.to_yaml()) as run:
 
@@ -675,6 +676,13 @@ class _Driver:
             text += f" ({why})"
         data = {"trial": number, "state": state, "value": value, "why": why, "best": leads, "seconds": round(seconds, 3)}
         self.listener(Event("trial_end", text, data))
+
+
+def _check_refit(prepared: Prepared) -> None:
+    head, config = prepared.objective.head, prepared.config
+    if config.export.refit and head.tune is not None:
+        message = f"must be false for {head.name}: it tunes thresholds, which takes samples that were not trained on"
+        raise ConfigError(config.source, [config.problem("export.refit", message)])
 
 
 def _space(

@@ -6,6 +6,7 @@ What comes of it cannot be scored honestly but on the test split; `result.json` 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,6 +57,7 @@ def refit(
     order = [*prepared.splits.train, *prepared.splits.validation]
     both = (Subset(prepared.raw.samples, order), _joined(prepared.encoded["train"], prepared.encoded["validation"]))
     others = {split: (prepared.samples[split], prepared.encoded[split]) for split in ("validation", "test")}
+    settings = replace(settings, patience=None)  # no score is left that could rise or fall
     worker = Worker(
         {"train": both, **others},
         prepared.objective,

@@ -108,38 +108,6 @@ def interpolate(pretrained: Mapping[str, Tensor], tuned: Mapping[str, Tensor], a
     }
 
 
-def best_interpolation(
-    pretrained: Mapping[str, Tensor],
-    tuned: Mapping[str, Tensor],
-    score: Callable[[Weights], float],
-    direction: Direction,
-    alphas: Sequence[float] = ALPHAS,
-) -> tuple[Weights, float]:
-    """Return the best of the tuned model and its interpolations, and its share of the tuned backbone.
-
-    Args:
-        pretrained: State of the model before training.
-        tuned: State of the same model after training.
-        score: Validation metric of weights; called once for the tuned model, and once an alpha.
-        direction: Of the metric.
-        alphas: Shares of the tuned backbone to try.
-
-    Returns:
-        The weights and their alpha; the tuned weights themselves and 1.0 where no interpolation is strictly better.
-
-    Raises:
-        ValueError: As of `interpolate`.
-    """
-    best_weights, best_alpha = dict(tuned), 1.0
-    best = score(best_weights)
-    for alpha in alphas:
-        weights = interpolate(pretrained, tuned, alpha)
-        value = score(weights)
-        if is_better(direction, value, best):
-            best_weights, best_alpha, best = weights, alpha, value
-    return best_weights, best_alpha
-
-
 def _has_mean(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from commands import Heard, autoft, run_search
 
 from autoft import driver
+from autoft.errors import ConfigError
 from autoft.events import Event
 from autoft.files import read_json
 from autoft.refit import refit
@@ -73,6 +75,22 @@ def test_refit_that_is_stopped_goes_on_to_the_same_weights(
     whole, stopped, resumed = found
     assert stopped is None
     assert all((whole[name] == resumed[name]).all() for name in whole)
+
+
+@pytest.mark.usefixtures("fast_export")
+def test_patience_does_not_end_a_refit(toy_images: Path, tmp_path: Path) -> None:
+    accuracy = ("search.metric=accuracy", "trainer.patience=1", "trainer.epochs=6")  # which is soon at its highest
+    run_search(toy_images, tmp_path / "run", *BOTH, *accuracy)
+    assert read_json(tmp_path / "run" / "result.json")["winner"]["made_of"]["refitted"]
+
+
+def test_task_whose_thresholds_need_samples_that_were_not_trained_on_is_refused(toy_images: Path, tmp_path: Path) -> None:
+    table = tmp_path / "table.jsonl"
+    rows = [{"text": f"word{number % 3} and more {number}", "labels": [f"l{number % 3}"]} for number in range(60)]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match=r"export\.refit: must be false for multi-label"):
+        run_search(table, tmp_path / "run", *BOTH[:2], "task=multi-label", backbones=("toy/text",))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.usefixtures("fast_export")

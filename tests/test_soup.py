@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from toy_training import CPU, TARGETS, VALIDATION, build, config, objective, run, split
 from toy_training import state as state_of
 
-from autoft.soup import Weights, best_interpolation, compatible, greedy_soup, interpolate
+from autoft.soup import Weights, compatible, greedy_soup, interpolate
 from autoft.train import predict
 
 State = dict[str, Tensor]
@@ -196,21 +196,6 @@ def test_interpolation_that_makes_no_sense_is_refused(pretrained: State, tuned: 
         interpolate(pretrained, tuned, alpha)
 
 
-@pytest.mark.parametrize(("target", "alpha"), [(1.0, 0.25), (2.1, 0.5), (4.0, 1.0), (9.0, 1.0)])
-def test_best_interpolation_is_found_and_the_tuned_model_wins_ties(target: float, alpha: float) -> None:
-    pretrained, tuned = state(0.0), state(4.0)
-    weights, found = best_interpolation(pretrained, tuned, near(target), "maximize")
-    assert found == alpha
-    assert weights["backbone.weight"][0].item() == pytest.approx(4 * alpha)
-
-
-def test_interpolation_with_an_equal_score_does_not_replace_the_tuned_model() -> None:
-    tuned = state(4.0)
-    weights, alpha = best_interpolation(state(0.0), tuned, lambda _: 0.5, "minimize")
-    assert alpha == 1.0
-    assert all(weights[name] is tuned[name] for name in tuned)
-
-
 # --- trained models -----------------------------------------------------------------------------------
 
 
@@ -231,11 +216,8 @@ def test_trained_models_of_several_seeds_are_mixed_and_frozen_stages_stay_pretra
     trained.sort(key=score)  # smaller is better
     single = score(trained[0])
     soup, members = greedy_soup(trained, score, "minimize")
-    mixed, alpha = best_interpolation(pretrained, trained[0], score, "minimize")
     assert members[0] == 0
     assert score(soup) <= single
-    assert score(mixed) <= single
-    assert 0 < alpha <= 1
     frozen = [name for name in pretrained if torch.equal(pretrained[name], trained[0][name]) and "num" not in name]
     assert len(frozen) >= 2
     falling = iter((3.0, 2.0, 1.0))
