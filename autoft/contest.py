@@ -28,7 +28,9 @@ from autoft.space import Candidate
 from autoft.specs import is_better
 from autoft.train import TrainConfig, predict
 from autoft.trials import Trials
-from autoft.worker import WEIGHTS, Outcome, Worker, load_outcome
+from autoft.worker import RESULT, WEIGHTS, Outcome, Worker, load_outcome
+
+CONFIRM = "confirm"  # the folder of this round in a run folder
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,13 @@ class _Trained:
     value: float
     epoch: int
     weights: Any  # the file
+
+
+def drop_losers(run: RunFolder, winner: int | None) -> None:
+    """Remove the weights of all trainings but the winner's; their results stay."""
+    for file in run.path.glob(f"{CONFIRM}/*-*/{WEIGHTS}"):
+        if file.parent.name.partition("-")[0] != str(winner):
+            file.unlink()
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,8 @@ class Contest:
                 "confirm", f"trial {winner.number} is the winner: {verdict.reason}", {"stage": "verdict", **asdict(verdict)}
             )
         )
+        if not self._restored(winner, trained[winner.number]):
+            return None
         values = {str(number): {str(each.seed): each.value for each in found} for number, found in trained.items()}
         return self._mixed(winner, trained[winner.number], {**asdict(verdict), "values": values})
 
@@ -200,7 +211,7 @@ class Contest:
         return trained
 
     def _folder(self, training: _Training) -> Path:
-        return self.run.path / "confirm" / f"{training.trial.number}-{training.seed}"
+        return self.run.path / CONFIRM / f"{training.trial.number}-{training.seed}"
 
     def _run(self, trainings: list[_Training]) -> dict[int, Outcome] | None:
         """Return the outcomes of the trainings that ended in time, by their places; None where the user stopped."""
@@ -263,6 +274,13 @@ class Contest:
                 },
             )
         )
+
+    def _restored(self, winner: FrozenTrial, trained: list[_Trained]) -> bool:
+        """Train again what an earlier session dropped as a loser's; return False where the user stops."""
+        gone = [_Training(winner, each.seed) for each in trained if not each.weights.exists()]
+        for training in gone:
+            (self._folder(training) / RESULT).unlink()
+        return self._run(gone) is not None
 
     def _settings(self, trial: FrozenTrial, seed: int) -> tuple[Candidate, TrainConfig]:
         candidate = self.recipe.candidate(trial)

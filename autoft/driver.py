@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from autoft.contest import Chosen, Contest
+from autoft.contest import Chosen, Contest, drop_losers
 from autoft.crew import Crew, choose_manning, make_setup, start_local
 from autoft.engine import Ended, Epoch
 from autoft.errors import AutoftError, ConfigError, RepeatedBugError, first_line
@@ -23,7 +23,7 @@ from autoft.finish import SearchResult, export_winner, nothing_trained, stored_r
 from autoft.identity import facts, identity
 from autoft.mix import Mixture
 from autoft.openings import SHARE, Probed, openings, predict_seconds, probe_once, worth_probing
-from autoft.preflight import KEPT_TRIALS, Checked, preflight
+from autoft.preflight import KEPT_TRIALS, MOST_RESTING, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
 from autoft.processes import ProcessEngine
 from autoft.promotion import Done, Promote, Start, next_action, rungs
@@ -123,11 +123,9 @@ def search(
                 if engine is not None:
                     engine.stop(gracefully=False)
             if not result.interrupted:
-                for folder in (
-                    run.prefix,
-                    run.pixels,
-                    run.refit,
-                ):  # large, and of use to further trials alone, which make it again
+                drop_losers(run, result.trial)
+                # large, and of use to further trials alone, which make it again
+                for folder in (run.prefix, run.pixels, run.refit):
                     if folder.exists():
                         shutil.rmtree(folder)
             return result
@@ -434,7 +432,7 @@ class _Driver:
     def _settle_hopeless(self, epoch: int) -> None:
         """End the trials that rest after an epoch but can never be in the promoted share: checkpoints are large."""
         resting = [trial for trial in self.trials.ranked() if trial.user_attrs.get(PAUSED) == epoch]
-        for trial in resting[max(1, self.config.search.trials // ETA) :]:
+        for trial in resting[max(1, min(self.config.search.trials // ETA, MOST_RESTING)) :]:
             self._settle(trial)
         self._collect_weights()
 

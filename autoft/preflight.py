@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from autoft.train import TrainConfig
 from autoft.worker import Worker
 
 KEPT_TRIALS = 4  # the preset and the best three keep their weights
+MOST_RESTING = 8  # trials that rest at one rung and keep their checkpoints, at most
 SPARE_BYTES = 64 << 20
 MANY_TEXTS = 50_000  # from which tokenization takes so long that it is worth a line
 
@@ -52,7 +52,7 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
     Raises:
         BackboneError: A backbone cannot be built, or not be run on the data.
         ExportError: A backbone cannot be exported.
-        RunError: The disk is too small.
+        RunError: The disk is too small for the first trials.
     """
     knobs = {knob.name: knob.default for knob in prepared.objective.head.knobs}
     config = TrainConfig(learning_rate=0.0, epochs=1, batch_size=2, knobs=knobs)
@@ -107,7 +107,7 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
             )
         )
         _tell_cut(prepared, worker, backbone, listener)
-    _check_disk(run, parameters)
+    _check_disk(prepared, run, max(parameters), listener)
     return Checked(tuple(stages), tuple(parameters), slowest)
 
 
@@ -141,13 +141,26 @@ def _length(backbone: Backbone) -> str:
     return f"up to {longest} tokens" if longest is not None else ""
 
 
-def _check_disk(run: Path, parameters: Sequence[int]) -> None:
-    weights = 4 * max(parameters)
-    # a checkpoint holds weights and two moments and is written beside the old one; trials and the bundle keep weights
-    needed = weights * (2 * 3 + 2 + KEPT_TRIALS + 2 * 2) + SPARE_BYTES
+def _check_disk(prepared: Prepared, run: Path, parameters: int, listener: Listener) -> None:
+    """Refuse a disk on which not even the first trials fit; warn of one that the whole search may fill."""
+    weights, search = 4 * parameters, prepared.config.search
     free = shutil.disk_usage(run).free
-    if free < needed:
+    # a checkpoint holds weights and two moments and is written beside the old one; trials and the bundle keep weights
+    least = weights * (2 * 3 + 2 + KEPT_TRIALS + 2 * 2) + SPARE_BYTES
+    if free < least:
         raise RunError(
-            f"the search needs about {needed / 1e9:.2f} GB of disk, but {run} has {free / 1e9:.2f} GB free",
+            f"the search needs about {least / 1e9:.2f} GB of disk, but {run} has {free / 1e9:.2f} GB free",
             "free some space, or choose a folder on another disk with -o",
+        )
+    resting = min(search.trials // 3, MOST_RESTING) * 4 if search.prune else 0
+    confirmed = (search.confirm + 1) * search.seeds if search.seeds > 1 else 0
+    most = least + weights * (resting + confirmed)
+    if free < most:
+        listener(
+            Event(
+                "warning",
+                f"the search may take up to {most / 1e9:.1f} GB of disk, and {run} has {free / 1e9:.1f} GB free; when "
+                "that is full it stops, and goes on once there is more",
+                {"about": "disk", "bytes": most, "free": free},
+            )
         )

@@ -86,3 +86,26 @@ def test_a_last_round_that_is_stopped_goes_on_to_the_same_end(toy_images: Path, 
     for file in sorted((tmp_path / "whole" / "confirm").glob("*/model.safetensors")):
         one, other = load_tensors(file)[0], load_tensors(run / "confirm" / file.parent.name / file.name)[0]
         assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_weights_of_losers_go_and_are_trained_again_when_one_of_them_wins_later(
+    toy_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    first = run_search(toy_images, run, *ROUND)
+
+    def owners() -> set[str]:
+        return {file.parent.name.partition("-")[0] for file in run.glob("confirm/*/model.safetensors")}
+
+    def results() -> set[str]:
+        return {file.parent.name.partition("-")[0] for file in run.glob("confirm/*/result.json")}
+
+    assert owners() == {str(first.trial)} < results()
+    loser = min(int(number) for number in results() - owners())
+
+    def choose(contenders: list[Contender], direction: str) -> Verdict:
+        return Verdict(loser, 0.5, 0.1, 3, 0.5, 0.1, 0.0, 0.1, "the test says so")
+
+    monkeypatch.setattr(contest, "judge", choose)
+    assert run_search(toy_images, run, *ROUND).trial == loser
+    assert owners() == {str(loser)}

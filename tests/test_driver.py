@@ -566,6 +566,17 @@ def test_disk_that_is_too_small_is_refused_before_the_first_trial(
 
 
 @pytest.mark.usefixtures("fast_export")
+def test_disk_that_the_whole_search_may_fill_is_warned_of(
+    toy_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=65 << 20)
+    monkeypatch.setattr("autoft.preflight.shutil.disk_usage", lambda path: usage)
+    heard = Heard()
+    run_search(toy_images, tmp_path / "run", "search.trials=30", "search.prune=true", "search.time_limit=5s", on_event=heard)
+    assert [data["about"] for data in heard.of("warning")] == ["disk"]
+
+
+@pytest.mark.usefixtures("fast_export")
 def test_damaged_study_database_is_named(toy_images: Path, tmp_path: Path) -> None:
     run_search(toy_images, tmp_path / "run")
     (tmp_path / "run" / "study.db").write_bytes(b"this is no database" * 1000)
