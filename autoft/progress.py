@@ -91,12 +91,13 @@ def _live() -> Iterator[Listener]:
 
 
 class _LiveView:
-    """Turns events into two bars, trials and epochs, with the finished trials as lines above them."""
+    """Turns events into bars, one of all trials and one of each that trains, with the finished ones as lines above them."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._trials: TaskID | None = None
-        self._epochs: TaskID | None = None
+        self._under_way: dict[int, TaskID] = {}
+        self._epochs = 1
         self._best = ""
 
     def __call__(self, event: Event) -> None:
@@ -105,22 +106,31 @@ class _LiveView:
         data, progress = event.data, self._progress
         if event.kind == "search":
             self._trials = progress.add_task("trials", total=data["trials"], completed=data["done"], note="")
-            self._epochs = progress.add_task("epochs", total=data["epochs"], note="")
-        elif event.kind == "trial" and self._epochs is not None:
-            progress.reset(self._epochs, description=f"trial {data['trial']}", note="")
+            self._epochs = data["epochs"]
+        elif event.kind == "trial" and self._trials is not None:
+            progress.update(self._bar(data["trial"]), completed=data.get("from_epoch", 0))
             return
-        elif event.kind == "epoch" and self._epochs is not None and self._trials is not None:
-            progress.update(self._epochs, completed=data["epoch"], total=data["epochs"], note=f"{data['value']:.4f}")
+        elif event.kind == "epoch" and self._trials is not None:
+            progress.update(
+                self._bar(data["trial"]), completed=data["epoch"], total=data["epochs"], note=f"{data['value']:.4f}"
+            )
             progress.update(self._trials, note=f"{self._best}about {duration(data['seconds_left'])} left")
             return
         elif event.kind == "trial_end" and self._trials is not None:
+            if data["trial"] in self._under_way:  # else it rested
+                progress.remove_task(self._under_way.pop(data["trial"]))
             if data.get("state") != "paused":
                 progress.advance(self._trials)
             if data["best"]:
                 self._best = f"best {data['value']:.4f} (trial {data['trial']}), "
-        elif event.kind == "export" and self._trials is not None and self._epochs is not None:
+        elif event.kind == "export" and self._trials is not None:
             progress.update(self._trials, note=self._best.removesuffix(", "))
-            progress.update(self._epochs, visible=False)
         if event.kind not in AT_THE_END:
             style = "[yellow]warning:[/] " if event.kind == "warning" else ""
             progress.console.print(style + escape(event.text))
+
+    def _bar(self, trial: int) -> TaskID:
+        """Return the bar of a trial that trains, added where it has none yet."""
+        if trial not in self._under_way:
+            self._under_way[trial] = self._progress.add_task(f"trial {trial}", total=self._epochs, note="")
+        return self._under_way[trial]

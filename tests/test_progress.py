@@ -7,10 +7,12 @@ import json
 import sys
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from autoft import progress
 from autoft.events import Event
-from autoft.progress import choose_mode, duration, show
+from autoft.progress import _LiveView, choose_mode, duration, show
 
 SEARCH = Event("search", "searching", {"trials": 2, "done": 0, "epochs": 3})
 TRIAL = Event("trial", "trial 0 (preset): learning_rate 0.1", {"trial": 0})
@@ -94,6 +96,20 @@ def test_live_view_shows_bars_and_lines_on_stderr(
     for words in ("trial 0 complete", "1/2", "best 0.5000 (trial 0)", "exporting trial 0"):
         assert words in err, words
     assert "trial 0 won" not in err, "the command prints it"
+
+
+def test_each_trial_that_trains_has_a_bar_of_its_own() -> None:
+    with Progress(console=Console(file=io.StringIO())) as bars:
+        view = _LiveView(bars)
+        view(Event("search", "", {"trials": 5, "done": 0, "epochs": 4}))
+        for number in (0, 1):
+            view(Event("trial", "", {"trial": number, "from_epoch": number}))
+        view(Event("epoch", "", {"trial": 1, "epoch": 2, "epochs": 4, "value": 0.5, "seconds_left": 1.0}))
+        shown = {task.description: task.completed for task in bars.tasks}
+        assert shown == {"trials": 0, "trial 0": 0, "trial 1": 2}
+        view(Event("trial_end", "", {"trial": 1, "state": "paused", "best": False, "value": 0.5}))
+        assert [task.description for task in bars.tasks] == ["trials", "trial 0"]
+        assert bars.tasks[0].completed == 0, "one that rests has not ended"
 
 
 @pytest.mark.parametrize("mode", ["live", "plain", "json", "quiet"])
