@@ -22,7 +22,7 @@ from autoft.failures import full_disk, stop_if_not_its_fault
 from autoft.finish import SearchResult, export_winner, nothing_trained, stored_result, summarize
 from autoft.identity import facts, identity
 from autoft.mix import Mixture
-from autoft.openings import SHARE, Probed, openings, predict_seconds, probe_once, worth_probing
+from autoft.openings import TIME_SHARE, Probed, openings, predict_seconds, probe_once, worth_probing
 from autoft.preflight import KEPT_TRIALS, MOST_RESTING, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
 from autoft.processes import ProcessEngine
@@ -259,7 +259,7 @@ class _Driver:
             return False
         if search.time_limit is not None:
             seconds = predict_seconds(self.worker, backbone, self.objective, device=self.prepared.device)
-            return seconds <= SHARE * search.time_limit
+            return seconds <= TIME_SHARE * search.time_limit
         return worth_probing(
             train=len(samples["train"]),
             validation=len(samples["validation"]),

@@ -25,7 +25,8 @@ from autoft.worker import Worker
 
 SHARE = 0.05  # of what a search costs: more is not spent to probe its only backbone
 BACKWARD = 3  # a step costs about three times the forward pass: two more, for the gradients of inputs and weights
-HEADS_SECONDS = 3.0  # that training the linear heads takes, roughly, whatever the backbone
+TIME_SHARE = 0.1  # of a time limit: what starts from the probe's head gives the first good model
+HEADS_SECONDS = 2.0  # that training the linear heads takes, roughly, whatever the backbone
 TIMED = 32  # samples from which the seconds of a probe are predicted
 SETTLED = 1.0  # `head_multiplier` of a head that has learned: a higher rate would soon undo that
 

@@ -318,7 +318,8 @@ def train_stack(
     def loss_of(own: dict[str, Tensor], fixed: dict[str, Tensor], inputs: Tensor, wanted: Tensor) -> Tensor:
         return head.loss(functional_call(template, (own, fixed), (inputs,)), wanted, targets, knobs)
 
-    losses = torch.vmap(loss_of, in_dims=(0, 0, None, None), randomness="different")
+    # one dropout mask for all heads: they stay comparable, and features are not copied for each
+    losses = torch.vmap(loss_of, in_dims=(0, 0, None, None), randomness="same")
     rates = torch.tensor([one.learning_rate for one in settings], device=device)
     decays = torch.tensor([one.weight_decay for one in settings], device=device)
     first = {name: torch.zeros_like(value) for name, value in parameters.items()}
