@@ -91,6 +91,29 @@ class Catalog:
             self._blame("family", family_name, f"`resolve` must return a Backbone, but returned {type_name(backbone)}")
         return dataclasses.replace(backbone, request=request)
 
+    def offered(self, preset: str, modality: str, task: str) -> tuple[str, ...]:
+        """Return the backbones that the families offer to a preset: autoft's own first, then by the plugins' names.
+
+        Args:
+            preset: `fast`, `balanced` or `best`.
+            modality: Of the data.
+            task: Name of the head.
+
+        Raises:
+            PluginError: If a family fails to tell, or offers another's models.
+        """
+        names: dict[str, None] = {}
+        for family in self.families.values():
+            if family.modality not in (None, modality):
+                continue
+            found = self._call("family", family.name, "presets", functools.partial(family.presets, modality, preset, task))
+            wrong = [name for name in found if not isinstance(name, str) or not name.startswith(f"{family.name}/")]
+            if wrong:
+                fault = f"`presets` must return names such as {family.name}/MODEL, but returned {wrong[0]!r} for {preset}"
+                self._blame("family", family.name, fault)
+            names |= dict.fromkeys(found)
+        return tuple(names)
+
     def detect_data(self, path: Path) -> DataFormat:
         """Return the one data format that claims a path.
 

@@ -114,6 +114,12 @@ def search(
         str | None,
         typer.Option("--group", metavar="COLUMN", help="Column whose equal values stay in one split.  [default: none]"),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset", help="Backbones by purpose: fast, balanced or best, in place of --backbone.  [default: off]"
+        ),
+    ] = None,
     metric: Annotated[
         str | None, typer.Option("--metric", help="Metric to optimize.  [default: the study's, or the task's own]")
     ] = None,
@@ -187,7 +193,7 @@ def search(
             "trainer.epochs": epochs,
             "trainer.device": device,
         },
-        backbone,
+        _with_preset(preset, backbone),
         weights,
         settings or [],
     )
@@ -447,6 +453,23 @@ def plugins_show(
         _print_table(rows)
 
 
+@plugins_app.command("presets")
+def plugins_presets(as_json: AsJson = False) -> None:
+    """List the backbones of each preset, by kind of data; the strongest first."""
+    from autoft.discovery import discover
+    from autoft.presets import PRESETS, listed
+
+    found = listed(discover())
+    if as_json:
+        print(json.dumps([{**vars(each), "backbones": list(each.backbones)} for each in found], indent=2))
+        return
+    rows: list[tuple[str, ...]] = [("PRESET", "DATA", "BACKBONE")]
+    rows += [(each.preset, each.data, name) for each in found for name in each.backbones]
+    _print_table(rows)
+    print()
+    _print_pairs((preset.name, f"{preset.help}; {preset.trials} trials") for preset in PRESETS)
+
+
 @plugins_app.command("check")
 def plugins_check(
     name: Annotated[str, typer.Argument(help="A backbone such as timm/resnet18.")],
@@ -544,6 +567,16 @@ def _overrides(
     elif weights:
         raise AutoftError("`--weights` needs a `--backbone` to belong to", "add --backbone FAMILY/MODEL")
     return [*overrides, *settings]
+
+
+def _with_preset(preset: str | None, backbones: Sequence[str] | None) -> Sequence[str] | None:
+    if preset is None:
+        return backbones
+    from autoft.presets import require_preset
+
+    if backbones:
+        raise AutoftError("`--preset` names backbones itself, but `--backbone` is given too", "leave one of them out")
+    return [require_preset(preset)]
 
 
 def _columns(names: Sequence[str] | None) -> str | None:

@@ -82,6 +82,7 @@ def search(
         early(event)
 
     prepared = prepare(config, catalog, before_run)
+    config = prepared.config  # with the models of presets in their places
     _check_refit(prepared)
     try:
         with open_run(path, identity(prepared), facts(prepared), config.to_yaml()) as run:

@@ -15,6 +15,7 @@ from autoft.config import HUB, Known, Objection, PluginsConfig, StudyConfig, loa
 from autoft.discovery import discover
 from autoft.errors import AutoftError, BackboneError, ConfigError, DataError, PluginError, Problem, first_line
 from autoft.events import Event, Listener
+from autoft.presets import expand, is_preset, objection, resolved
 from autoft.ragged import Ragged, Rows
 from autoft.space import SETTINGS, Searched, check_values
 from autoft.specs import SPLITS, Backbone, Head, RawData, Sample, Targets
@@ -36,7 +37,7 @@ class Prepared:
     """A study whose data was read and whose names were resolved.
 
     Attributes:
-        config: The study.
+        config: The study; its presets of backbones give way to the models that they hold.
         catalog: What the plugins offer.
         data_format: Name of the data format.
         raw: The samples as they were found.
@@ -95,6 +96,8 @@ def known(catalog: Catalog) -> Known:
     """Return the names that a study may use."""
 
     def check_backbone(name: str, weights: str) -> Objection | None:
+        if is_preset(name):
+            return objection(name, weights)
         # a folder may hold all there is to know of the model; a missing one is a problem of its own
         local = weights not in ("pretrained", "none") and Path(weights).is_dir()
         try:
@@ -150,7 +153,8 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
     metric = config.search.metric or head.default_metric(targets)
     _check_metric(config, head, Objective(head, targets, metric), encoded["validation"])
     _check_batch_size(config, len(samples["train"]))
-    backbones = _fitted(_backbones(config, catalog, raw, head, device, listener), samples["train"], config.search.seed)
+    config, chosen = _backbones(config, catalog, raw, head, device, listener)
+    backbones = _fitted(chosen, samples["train"], config.search.seed)
     for note in raw.notes:
         listener(Event("data", note, {"about": "data"}))
     listener(_summary(raw, format_name, splits, targets, metric, head))
@@ -293,31 +297,57 @@ def _check_batch_size(config: StudyConfig, samples: int) -> None:
 
 def _backbones(
     config: StudyConfig, catalog: Catalog, raw: RawData, head: Head, device: torch.device, listener: Listener
-) -> tuple[Backbone, ...]:
+) -> tuple[StudyConfig, tuple[Backbone, ...]]:
+    """Return the backbones that a study asks for, and the study with their names in place of presets."""
     if not config.backbones:
         name = _suggested(catalog, raw, device)
         listener(Event("data", f"no backbone was named; {name} is suggested for {device.type}", {"suggested": name}))
-        return (catalog.resolve_backbone(name, typical_size=raw.typical_size, features=head.features),)
+        return config, (catalog.resolve_backbone(name, typical_size=raw.typical_size, features=head.features),)
+    wanted = expand(config, catalog, raw.modality, head.name)
+    for preset in dict.fromkeys(each.preset for each in wanted if each.preset is not None):
+        names = [each.settings.name for each in wanted if each.preset == preset]
+        listener(Event("data", f"preset {preset}: {', '.join(names)}", {"preset": preset, "backbones": names}))
     backbones: list[Backbone] = []
     problems: list[Problem] = []
-    for index, wanted in enumerate(config.backbones):
+    missing: dict[str, list[tuple[str, AutoftError]]] = {}  # by the place of the preset
+    for each in wanted:
+        asked = each.settings
         try:
             backbone = catalog.resolve_backbone(
-                wanted.name, wanted.weights, wanted.image_size, raw.typical_size, head.features, wanted.max_length
+                asked.name, asked.weights, asked.image_size, raw.typical_size, head.features, asked.max_length
             )
+            if each.preset is not None:
+                backbone.fetch()
         except (BackboneError, PluginError) as error:
-            problems.append(config.problem(f"backbones.{index}", error.message, error.hint))
+            if each.preset is not None:
+                missing.setdefault(each.where, []).append((asked.name, error))
+            else:
+                problems.append(config.problem(each.where, error.message, error.hint))
             continue
         if backbone.modality != raw.modality:
-            message = f"must take {raw.modality} data, but {wanted.name} takes {backbone.modality}"
-            problems.append(config.problem(f"backbones.{index}", message))
+            message = f"must take {raw.modality} data, but {asked.name} takes {backbone.modality}"
+            problems.append(config.problem(each.where, message))
         elif any(_same(backbone, other) for other in backbones):
-            message = f"must be listed once, but {wanted.name} is repeated with the same weights and input size"
-            problems.append(config.problem(f"backbones.{index}", message, "change its weights or image_size, or remove it"))
+            message = f"must be listed once, but {asked.name} is repeated with the same weights and input size"
+            problems.append(config.problem(each.where, message, "change its weights or image_size, or remove it"))
         backbones.append(backbone)
+    problems += [_missing(config, where, failed) for where, failed in missing.items()]
     if problems:
         raise ConfigError(config.source, problems)
-    return tuple(backbones)
+    return resolved(config, wanted), tuple(backbones)
+
+
+def _missing(config: StudyConfig, where: str, failed: Sequence[tuple[str, AutoftError]]) -> Problem:
+    """Return one problem that names all models of a preset that cannot be had; none is left out in silence."""
+    listed = "".join(f"\n    {name}: {error.message}" for name, error in failed)
+    count = "1 model" if len(failed) == 1 else f"{len(failed)} models"
+    entry = config.backbones[int(where.removeprefix("backbones."))]
+    return config.problem(
+        where,
+        f"every model of the preset {entry.name} must be had, but {count} cannot:{listed}\n    ",
+        "connect once, or copy the Hugging Face cache here (HF_HOME); or name in `backbones` those that you have, such as "
+        "`{name: timm/resnet18, weights: FOLDER}` or `transformers/./FOLDER`",
+    )
 
 
 def _fitted(backbones: Sequence[Backbone], samples: Sequence[Sample], seed: int) -> tuple[Backbone, ...]:

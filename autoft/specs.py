@@ -261,6 +261,8 @@ class Backbone:
         config: What the bundle's `config.json` says of the architecture, in the Hugging Face ecosystem's words.
         image_size: For images, height and width of the input in pixels.
         request: What it was resolved from. The engine sets it, to resolve it again in other processes.
+        fetch: Brings the weights to this machine where they are not, without building anything; raises `BackboneError` where
+            they cannot be had. Called for the backbones of a preset, so that all that are missing are named together.
     """
 
     name: str
@@ -278,6 +280,7 @@ class Backbone:
     config: Mapping[str, Any] = field(default_factory=dict)
     image_size: tuple[int, int] | None = None
     request: BackboneRequest | None = None
+    fetch: Callable[[], object] = lambda: None
 
     @property
     def public_name(self) -> str:
@@ -320,6 +323,8 @@ class BackboneFamily:
         suggest: Good models for a modality of at most so many million parameters, best first; a study naming none gets the
             first.
         help: One line for `autoft plugins`.
+        presets: Full names of the models for a modality, a preset (`fast`, `balanced`, `best`) and a task, best first; none
+            where there is nothing to offer, or the preset is not known.
     """
 
     name: str
@@ -328,6 +333,7 @@ class BackboneFamily:
     models: Callable[[], Sequence[str]]
     suggest: Callable[[str, float], Sequence[str]]
     help: str = ""
+    presets: Callable[[str, str, str], Sequence[str]] = lambda modality, preset, task: ()
 
 
 # --- heads ----------------------------------------------------------------------------------------

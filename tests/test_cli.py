@@ -363,7 +363,7 @@ def refused(result: Result, said: str, hint: str, here: Path) -> None:
 BAD_OPTIONS: dict[str, tuple[list[str], str, str]] = {
     "unknown family": (["-b", "tymm/resnet18"], r"backbone family must be one that is installed, but got 'tymm'", "`timm`"),
     "unknown model": (["-b", "timm/resnet81"], r"timm has no model 'resnet81'", "did you mean timm/resnet18"),
-    "no family": (["-b", "resnet18"], r"must be named FAMILY/MODEL, but got 'resnet18'", "timm/resnet18"),
+    "no family": (["-b", "resnet18"], r"must be FAMILY/MODEL, such as timm/resnet18, or a preset", "plugins presets"),
     "impossible freeze depth": (
         ["-b", "toy/mlp", "--set", "space.freeze_depth=9"],
         r"must be a whole number between 0 and 3 for toy/mlp, or `all`, but got 9",

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "text",
         "batching",
         "decoded",
+        "presets",
         "freezing",
         "head_start",
         "tasks",

@@ -13,7 +13,7 @@ from toy_training import CONVNET, CPU
 from autoft.errors import RunError
 from autoft.events import Event
 from autoft.files import read_json, write_json
-from autoft.openings import Probed, openings, predict_seconds, probe_once, worth_probing
+from autoft.openings import HEADS_SECONDS, Probed, openings, predict_seconds, probe_once, worth_probing
 from autoft.space import Space, build_space, suggest
 from autoft.specs import BackboneRequest, Choice, Range
 from autoft.testing import toy
@@ -32,7 +32,7 @@ def test_probe_of_an_only_backbone_is_worth_a_twentieth_of_the_search() -> None:
 
 def test_seconds_are_predicted_from_a_few_samples() -> None:
     setup = images()
-    assert predict_seconds(setup.worker, setup.backbone, setup.objective, device=CPU) > 3.0
+    assert predict_seconds(setup.worker, setup.backbone, setup.objective, device=CPU) > HEADS_SECONDS
 
 
 def once(setup: Setup, folder: Path, labels: tuple[str, ...] = ("toy/mlp",)) -> tuple[list[Probed], list[Event]]:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from autoft.errors import BackboneError, first_line, nearest
 from autoft.hookspecs import hookimpl
 from autoft.hub import find_file, require_network
+from autoft.presets import Member, members_of
 from autoft.specs import Backbone, BackboneFamily, BackboneRequest, Stage
 
 if TYPE_CHECKING:
@@ -31,6 +32,41 @@ SUGGESTIONS: tuple[tuple[str, float], ...] = (
     ("timm/resnet18.a1_in1k", 11.2),
     ("timm/mobilenetv4_conv_small.e2400_r224_in1k", 2.5),
 )
+# The strongest come first in each preset. Licences allow commercial use: ConvNeXt V2 (CC-BY-NC) and DINOv3 are left out.
+PRESETS: tuple[Member, ...] = (
+    Member(
+        "timm/convnext_base.fb_in22k_ft_in1k", 87.6, "apache-2.0", ("best",),
+        "convolutions, pretrained on 14 million images: strong on most data, takes any size",
+    ),
+    Member(
+        "timm/vit_base_patch16_clip_224.laion2b_ft_in12k_in1k", 85.8, "apache-2.0", ("best",),
+        "a transformer, pretrained on images with captions: strong on data unlike ImageNet",
+    ),
+    Member(
+        "timm/swin_base_patch4_window7_224.ms_in22k_ft_in1k", 86.7, "mit", ("best",),
+        "a transformer with windows: good at detail, a third way beside the other two",
+    ),
+    Member(
+        "timm/convnext_tiny.in12k_ft_in1k", 27.8, "apache-2.0", ("balanced", "best"),
+        "the best known trade of quality for time; small data may need no more",
+    ),
+    Member(
+        "timm/vit_small_patch16_224.augreg_in21k_ft_in1k", 21.7, "apache-2.0", ("balanced",),
+        "a transformer of the same cost, whose frozen stages are cheap to reuse",
+    ),
+    Member(
+        "timm/resnet50.a1_in1k", 23.5, "apache-2.0", ("balanced",),
+        "runs everywhere, and quantizes well",
+    ),
+    Member(
+        "timm/resnet18.a1_in1k", 11.2, "apache-2.0", ("fast",),
+        "fast on every processor, and robust",
+    ),
+    Member(
+        "timm/mobilenetv4_conv_small.e2400_r224_in1k", 2.5, "apache-2.0", ("fast",),
+        "the smallest, made for phones",
+    ),
+)  # fmt: skip
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 SMALLEST_SIZE = 32
 
@@ -46,6 +82,7 @@ def autoft_backbones() -> list[BackboneFamily]:
             models=models,
             suggest=lambda modality, max_millions: suggest(max_millions),
             help="image models of pytorch-image-models, by name: timm/resnet18, timm/vit_tiny_patch16_224, ...",
+            presets=lambda modality, preset, task: members_of(PRESETS, preset),
         )
     ]
 
@@ -114,6 +151,7 @@ def resolve(request: BackboneRequest) -> Backbone:
         # transformers and Optimum load timm models under this type, by timm's own name
         config={"model_type": "timm_wrapper", "architecture": request.model.split(".")[0]},
         image_size=size,
+        fetch=lambda: _fetch(request, config),
     )
 
 
@@ -290,6 +328,12 @@ def _build(request: BackboneRequest, config: dict[str, Any], file: Path | None, 
         where = f"with the weights {file}" if file else f"at {size[0]}x{size[1]}"
         raise BackboneError(f"timm/{name} cannot be built {where}: {first_line(error)}") from error
     return _float32(model)
+
+
+def _fetch(request: BackboneRequest, config: dict[str, Any]) -> None:
+    """Bring pretrained weights into the local cache; those that are a file, or that a model fetches itself, are left."""
+    if request.weights == "pretrained" and not config.get("custom_load"):
+        _hub_file(request.model, config)
 
 
 def _loadable(config: dict[str, Any]) -> dict[str, Any]:

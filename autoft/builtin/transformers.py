@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.errors import BackboneError, first_line, nearest
 from autoft.hookspecs import hookimpl
+from autoft.presets import Member, members_of
 from autoft.specs import Backbone, BackboneFamily, BackboneRequest, Stage
 
 if TYPE_CHECKING:
@@ -32,6 +33,61 @@ IMAGE_SUGGESTIONS: tuple[tuple[str, float], ...] = (
     ("transformers/facebook/dinov2-base", 86.6),
     ("transformers/facebook/dinov2-small", 22.1),
 )
+# The strongest come first in each preset; all have safetensors and a licence for commercial use.
+TEXT_PRESETS: tuple[Member, ...] = (
+    Member(
+        "transformers/answerdotai/ModernBERT-base", 149.0, "apache-2.0", ("best",),
+        "the newest: English and code, up to 8192 tokens",
+    ),
+    Member(
+        "transformers/FacebookAI/roberta-base", 124.6, "mit", ("best",),
+        "well proven in fine-tuning; English, up to 512 tokens",
+    ),
+    Member(
+        "transformers/sentence-transformers/all-mpnet-base-v2", 109.5, "apache-2.0", ("best",),
+        "trained on a billion pairs of sentences: strong with little data",
+    ),
+    Member(
+        "transformers/FacebookAI/xlm-roberta-base", 278.0, "mit", ("best",),
+        "100 languages; two thirds of it are the vocabulary, which costs memory and no time",
+    ),
+    Member(
+        "transformers/BAAI/bge-small-en-v1.5", 33.4, "mit", ("balanced",),
+        "12 narrow layers trained for retrieval: strong for its size; English",
+    ),
+    Member(
+        "transformers/distilbert/distilroberta-base", 82.1, "apache-2.0", ("balanced",),
+        "half of RoBERTa's layers at most of its quality; English",
+    ),
+    Member(
+        "transformers/intfloat/multilingual-e5-small", 117.7, "mit", ("balanced",),
+        "100 languages at the cost of a small model: 96 million parameters are the vocabulary",
+    ),
+    Member(
+        "transformers/sentence-transformers/all-MiniLM-L6-v2", 22.7, "apache-2.0", ("fast", "balanced"),
+        "6 narrow layers trained on a billion pairs of sentences; English",
+    ),
+)  # fmt: skip
+# For tags of words: encoders of words in their case, and none that was trained to give a text one vector.
+TAG_PRESETS: tuple[Member, ...] = (
+    Member(
+        "transformers/FacebookAI/roberta-base", 124.6, "mit", ("best",),
+        "keeps upper case, well proven on entities; English",
+    ),
+    Member(
+        "transformers/FacebookAI/xlm-roberta-base", 278.0, "mit", ("best",),
+        "keeps upper case, 100 languages",
+    ),
+    Member(
+        "transformers/google-bert/bert-base-cased", 107.7, "apache-2.0", ("balanced", "best"),
+        "keeps upper case, whole words of news and books; English",
+    ),
+    Member(
+        "transformers/distilbert/distilbert-base-cased", 65.2, "apache-2.0", ("fast", "balanced"),
+        "half of BERT's layers, keeps upper case; English",
+    ),
+)  # fmt: skip
+TAGGING = "token-classification"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", re.ASCII)
 LOCAL_PREFIXES = ("/", "~", "./", "../")
 
@@ -83,6 +139,7 @@ def autoft_backbones() -> list[BackboneFamily]:
             models=models,
             suggest=suggest,
             help="models of transformers, by hub name or folder: transformers/OWNER/NAME, transformers/./FOLDER",
+            presets=presets,
         )
     ]
 
@@ -96,6 +153,11 @@ def suggest(modality: str, max_millions: float) -> Sequence[str]:
     """Return suggested backbones of a modality of at most `max_millions` million parameters, best first."""
     listed = {"text": TEXT_SUGGESTIONS, "image": IMAGE_SUGGESTIONS}.get(modality, ())
     return [name for name, millions in listed if millions <= max_millions]
+
+
+def presets(modality: str, preset: str, task: str) -> Sequence[str]:
+    """Return the models of a preset: for texts alone, and others where words are tagged; those of images are timm's."""
+    return members_of(TAG_PRESETS if task == TAGGING else TEXT_PRESETS, preset) if modality == "text" else []
 
 
 def resolve(request: BackboneRequest) -> Backbone:
@@ -182,6 +244,7 @@ class _Asked:
             weights=str(self.file) if self.file is not None else self.request.weights,
             inputs=plan.inputs,
             build=lambda: self._build(plan, dense),
+            fetch=self._fetch,
             stages=stages,
             feature_size=feature_size,
             no_weight_decay=no_weight_decay,
@@ -190,6 +253,13 @@ class _Asked:
             citation=None if random else self.root.path.name if isinstance(self.root, Folder) else self.root.name,
             **fields,
         )
+
+    def _fetch(self) -> None:
+        """Bring the hub's weights into the local cache."""
+        from autoft.hf_files import find_weights
+
+        if self.request.weights == "pretrained":
+            find_weights(self.source)
 
     def _build(self, plan: Plan, dense: Sequence[Dense]) -> nn.Module:
         """Build with the weights, which are downloaded only now where the hub alone has them."""

@@ -65,6 +65,7 @@ def autoft_backbones() -> list[BackboneFamily]:
             resolve=resolve,
             models=lambda: MODELS,
             suggest=suggest,
+            presets=lambda modality, preset, task: suggest(modality, math.inf)[: 2 if preset == "best" else 1],
             help="tiny models for tests: toy/convnet (images; BatchNorm, dropout), toy/mlp (images; neither), toy/text",
         )
     ]
