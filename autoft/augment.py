@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tvf
 
 POLICIES = ("none", "light", "standard")
 
@@ -91,6 +90,8 @@ def _standard(item: Tensor, rng: np.random.Generator, size: tuple[int, int], vie
     top = min(max(0, round(crop.y - height / 2)), item.shape[1] - height)
     left = min(max(0, round(crop.x - width / 2)), item.shape[2] - width)
     cut = item[:, top : top + height, left : left + width]
+    from torchvision.transforms.v2 import functional as tvf  # over a second to import, and texts need none of it
+
     pixels = _resized(tvf.horizontal_flip_image(cut) if mirrored else cut, size).to(torch.float32)
     # Brightness, contrast and saturation are linear in the colour: one 3 x 3 matrix and an offset do all three.
     luma = torch.tensor(_LUMA)
@@ -146,6 +147,8 @@ def _resized(cut: Tensor, size: tuple[int, int]) -> Tensor:
         return cut.contiguous().clone() if cut.is_contiguous() else cut.contiguous()
     # Channels last: the uint8 kernel is about twice as fast on interleaved pixels.
     interleaved = cut.unsqueeze(0).contiguous(memory_format=torch.channels_last)
+    from torchvision.transforms.v2 import functional as tvf
+
     resized: Tensor = tvf.resize_image(interleaved, list(size), antialias=True)[0]
     return resized.contiguous()
 
