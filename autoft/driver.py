@@ -217,6 +217,9 @@ class _Driver:
         self.recipe = make_recipe(prepared, self.space, worker, run.path / TUNED, listener, seconds=left)
         self.export_seconds = self.trials.recall("export_seconds", checked.export_seconds)
         self.trials.remember("export_seconds", self.export_seconds)
+        # a trial that was warmed up tells more than one that was not; but where seconds are what is scarce, more trials are
+        # worth more than surer scores of each (studies/benchmarks/replay.py)
+        self.first_rung = None if limit is not None else min(self.recipe.epochs, self.recipe.warm_up + 1)
         self.bugs: Counter[str] = Counter()
         self.flights: dict[int, _Flight] = {}
         self.arrived: dict[int, Outcome] = {}  # in the order in which they ended
@@ -281,9 +284,11 @@ class _Driver:
         return next_action(
             self.trials.progress(cost=search.time_limit is not None),
             epochs=self.recipe.epochs,
+            first=self.first_rung,
             direction=self.objective.direction,
             eta=ETA,
             may_start=self.trials.started() < search.trials,
+            group=self.trials.head_start() or "",
         )
 
     def _first_stop(self, trial: optuna.Trial) -> int:
@@ -295,7 +300,7 @@ class _Driver:
         first = self.trials.presets_wait() and role != "preset"  # even one that never rests lets the presets go before
         if not self.config.search.prune or (role in WHOLE and not first):
             return epochs
-        return rungs(epochs, eta=ETA)[0]
+        return 1 if role in WHOLE else rungs(epochs, eta=ETA, first=self.first_rung)[0]
 
     def _fill(self) -> None:
         """Give every free worker a trial, as long as there is time and something to do."""
@@ -433,8 +438,10 @@ class _Driver:
     def _settle_hopeless(self, epoch: int) -> None:
         """End the trials that rest after an epoch but can never be in the promoted share: checkpoints are large."""
         resting = [trial for trial in self.trials.ranked() if trial.user_attrs.get(PAUSED) == epoch]
-        for trial in resting[max(1, min(self.config.search.trials // ETA, MOST_RESTING)) :]:
-            self._settle(trial)
+        for group in {trial.params.get("head_start") for trial in resting}:
+            own = [trial for trial in resting if trial.params.get("head_start") == group]
+            for trial in own[max(1, min(self.config.search.trials // ETA, MOST_RESTING)) :]:
+                self._settle(trial)
         self._collect_weights()
 
     def _settle(self, resting: FrozenTrial) -> None:

@@ -7,7 +7,7 @@ new one, goes first what promises the largest gain a second.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +36,8 @@ class Progress:
         seconds: Measured mean seconds an epoch; 0.0 where not known.
         state: Whether it trains now, rests with its checkpoint, or has ended for good.
         full: Whether it is never to rest, as a preset.
+        group: Only trials of one group are compared before their end: one that starts from a trained head is far ahead of
+            one that does not after an epoch, and need not be in the end.
     """
 
     number: int
@@ -43,6 +45,7 @@ class Progress:
     seconds: float
     state: Literal["running", "paused", "ended"]
     full: bool = False
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,21 @@ def rungs(epochs: int, *, eta: int = 3, first: int | None = None) -> tuple[int, 
 
 
 def next_action(
-    trials: Sequence[Progress], *, epochs: int, direction: Direction, may_start: bool, eta: int = 3
+    trials: Sequence[Progress],
+    *,
+    epochs: int,
+    direction: Direction,
+    may_start: bool,
+    eta: int = 3,
+    first: int | None = None,
+    group: str = "",
 ) -> Start | Promote | Done:
     """Return what to train next; the same trials always give the same answer.
 
-    A trial that rests may go on when it is in the best `1/eta` of all that reached its rung. Of these and a new trial, the
-    one with the largest expected improvement a second comes first; with too few trials to tell, the one at the highest rung.
-    Once no more may start and none may go on, the leader is trained to the end if it rests: the winner is to be annealed.
+    A trial that rests may go on when it is in the best `1/eta` of its group's that reached its rung. Of these and a new
+    trial, the one with the largest expected improvement a second comes first; with too few trials to tell, the one at the
+    highest rung. Once no more may start and none may go on, the leader is trained to the end if it rests: the winner is to
+    be annealed.
 
     Args:
         trials: All that have begun, in any order; without those that failed.
@@ -116,11 +127,13 @@ def next_action(
         direction: Of the metric.
         may_start: Whether the budget has a new trial left.
         eta: One in how many goes on.
+        first: As of `rungs`.
+        group: Of a new trial.
 
     Raises:
         AutoftError: `epochs` or `eta` is out of range.
     """
-    steps = rungs(epochs, eta=eta)
+    steps = rungs(epochs, eta=eta, first=first)
     known = [_Known(trial, steps, direction) for trial in sorted(trials, key=lambda trial: trial.number)]
     resting = [trial for trial in known if trial.state == "paused" and trial.rung < len(steps)]
     for trial in resting:
@@ -129,9 +142,12 @@ def next_action(
     promotable = [trial for trial in resting if _may_go_on(trial, known, eta)]
     promotable.sort(key=lambda trial: (-trial.rung, -trial.best, trial.number))  # plain halving: the highest rung first
     if promotable and (may_start or len(promotable) > 1):
-        forecast = _forecast(known, steps)
-        if forecast is not None:
-            chosen = _most_gain_a_second(promotable, forecast, steps, may_start=may_start)
+        best = max((trial.best for trial in known if math.isfinite(trial.best)), default=-math.inf)
+        asked = {trial.group for trial in promotable} | ({group} if may_start else set())
+        forecasts = {name: _forecast([trial for trial in known if trial.group == name], steps, best) for name in asked}
+        enough = {name: forecast for name, forecast in forecasts.items() if forecast is not None}
+        if len(enough) == len(asked):
+            chosen = _most_gain_a_second(promotable, enough, steps, start=group if may_start else None)
             return Start() if chosen is None else Promote(chosen.number, steps[chosen.rung])
     if promotable:
         return Promote(promotable[0].number, steps[promotable[0].rung])
@@ -154,6 +170,7 @@ class _Known:
 
     def __init__(self, trial: Progress, steps: Sequence[int], direction: Direction) -> None:
         self.number, self.state, self.full, self.seconds = trial.number, trial.state, trial.full, trial.seconds
+        self.group = trial.group
         sign = 1.0 if direction == "maximize" else -1.0
         scores = [-math.inf if math.isnan(value) else sign * value for value in trial.values]
         self.scores = tuple(max(scores[:step]) for step in steps if step <= len(scores))
@@ -162,21 +179,21 @@ class _Known:
 
 
 def _may_go_on(trial: _Known, known: Sequence[_Known], eta: int) -> bool:
-    """Tell whether a trial is in the best `1/eta` of its rung; among equals, the earlier is."""
+    """Tell whether a trial is in the best `1/eta` of its group at its rung; among equals, the earlier is."""
     if trial.rung == 0:  # cut off before its first rung: what it began is still owed
         return True
     at = trial.rung - 1
-    reached = [other for other in known if other.rung > at]
+    reached = [other for other in known if other.rung > at and other.group == trial.group]
     before = sum((-other.scores[at], other.number) < (-trial.scores[at], trial.number) for other in reached)
     return before < len(reached) // eta
 
 
 @dataclass(frozen=True)
 class _Forecast:
-    """What trials have shown so far.
+    """What the trials of a group have shown so far.
 
     Attributes:
-        best: The best score of all.
+        best: The best score of all, of whatever group.
         first: The scores at the first rung; a new trial is expected to repeat one of them.
         gains: Mean and variance of what a trial gains from each rung to the next.
         seconds: Mean seconds an epoch.
@@ -188,8 +205,8 @@ class _Forecast:
     seconds: float
 
 
-def _forecast(known: Sequence[_Known], steps: Sequence[int]) -> _Forecast | None:
-    """Return what is to be expected; None where too little was seen, or where all trials did the same."""
+def _forecast(known: Sequence[_Known], steps: Sequence[int], best: float) -> _Forecast | None:
+    """Return what is to be expected of a group; None where too little was seen, or where all trials did the same."""
     finite = [trial for trial in known if trial.rung and all(math.isfinite(score) for score in trial.scores)]
     first = np.array([trial.scores[0] for trial in finite])
     if len(first) < ENOUGH:
@@ -207,11 +224,11 @@ def _forecast(known: Sequence[_Known], steps: Sequence[int]) -> _Forecast | None
     costs = [trial.seconds for trial in known if trial.seconds > 0.0]
     # without a clock, an epoch is the unit
     seconds = math.fsum(costs) / len(costs) if costs else 1.0
-    return _Forecast(max(trial.best for trial in finite), tuple(map(float, first)), tuple(gains), seconds)
+    return _Forecast(best, tuple(map(float, first)), tuple(gains), seconds)
 
 
 def _most_gain_a_second(
-    promotable: Sequence[_Known], forecast: _Forecast, steps: Sequence[int], *, may_start: bool
+    promotable: Sequence[_Known], forecasts: Mapping[str, _Forecast], steps: Sequence[int], *, start: str | None
 ) -> _Known | None:
     """Return the trial to continue, or None for a new one; among equals, the first in the order given, then a new one.
 
@@ -221,12 +238,14 @@ def _most_gain_a_second(
     chosen: _Known | None = None
     highest = -math.inf
     for trial in promotable:
+        forecast = forecasts[trial.group]
         behind = steps[trial.rung - 1] if trial.rung else 0
         seconds = (steps[-1] - behind) * (trial.seconds or forecast.seconds)
         rate = _gain(trial.best, max(1, trial.rung), forecast) / seconds
         if rate > highest:
             chosen, highest = trial, rate
-    if may_start:
+    if start is not None:
+        forecast = forecasts[start]
         gain = math.fsum(_gain(score, 1, forecast) for score in forecast.first) / len(forecast.first)
         if gain / (steps[-1] * forecast.seconds) > MARGIN * highest:
             return None

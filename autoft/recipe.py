@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +42,11 @@ class Recipe:
         """Of a whole trial."""
         epochs: int = self.fixed["epochs"]
         return epochs
+
+    @property
+    def warm_up(self) -> int:
+        """Whole epochs in which the learning rate still rises."""
+        return math.floor(float(self.fixed["warmup"]) * self.epochs)
 
     @property
     def seed(self) -> int:

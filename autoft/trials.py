@@ -16,8 +16,8 @@ from sqlalchemy.exc import DatabaseError
 from autoft.errors import RunError, first_line
 from autoft.promotion import Progress
 from autoft.runfolder import STUDY
-from autoft.space import Space, suggest
-from autoft.specs import Direction
+from autoft.space import FRESH, PROBE, Space, suggest
+from autoft.specs import Choice, Direction, is_better
 from autoft.worker import is_full_disk
 
 # Trials of these roles never rest. Fine-tuning from the probe's head begins with a good score that first falls: what an
@@ -98,6 +98,23 @@ class Trials:
         self._set_state(first, TrialState.RUNNING)
         return optuna.Trial(self._study, first._trial_id)
 
+    def head_start(self) -> str | None:
+        """Return what the heads of new trials start from, as `space.PROBE` or `space.FRESH`; None where it is not searched.
+
+        Random weights, until fine-tuning from the probe's head has ended better than the best preset.
+        """
+        if not isinstance(self._space.parameters.get("head_start"), Choice):
+            return None
+        ended = self.all(TrialState.COMPLETE)
+        scores = {
+            role: [trial.value for trial in ended if trial.user_attrs.get("role") == role and trial.value is not None]
+            for role in ("preset", "lp-ft")
+        }
+        if not all(scores.values()):
+            return FRESH
+        best = max if self.direction == "maximize" else min
+        return PROBE if is_better(self.direction, best(scores["lp-ft"]), best(scores["preset"])) else FRESH
+
     def presets_wait(self) -> bool:
         """Return whether a preset has not begun yet."""
         return any(trial.user_attrs.get("role") == "preset" for trial in self.all(TrialState.WAITING))
@@ -110,9 +127,12 @@ class Trials:
         an uninterrupted one does, without storing the sampler.
         """
         seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
+        start = self.head_start()
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
         copy = optuna.create_study(direction=self.direction, sampler=sampler)
         for trial in self.all():
+            if start is not None and trial.params.get("head_start") != start and trial.state != TrialState.COMPLETE:
+                continue  # its early scores say nothing of trials that start otherwise
             if trial.state == TrialState.RUNNING and not trial.user_attrs.get(PAUSED):
                 # without its scores: how far it has come by now depends on the machine
                 trial = optuna.trial.create_trial(
@@ -126,6 +146,8 @@ class Trials:
                     intermediate_values=trial.intermediate_values,
                 )
             copy.add_trial(trial)
+        if start is not None:
+            copy.enqueue_trial({"head_start": start})
         asked = copy.ask()
         suggest(asked, self._space)
         return asked.params
@@ -180,13 +202,14 @@ class Trials:
             known = trial.user_attrs
             if "duplicate_of" in known:
                 continue
+            group = str(trial.params.get("head_start", ""))
             state = "ended" if trial.state.is_finished() else "paused" if known.get(PAUSED) else "running"
             steps = sorted(trial.intermediate_values.items())
             seconds = known.get("seconds", 0.0) / max(1, len(steps)) if cost else 0.0
             if state == "running":  # what it has shown since it was taken up is not judged yet
                 steps = steps[: known.get("epochs", 0)]
             values = tuple(value for _, value in steps)
-            seen.append(Progress(trial.number, values, seconds, state, known.get("role") in WHOLE))  # type: ignore[arg-type]
+            seen.append(Progress(trial.number, values, seconds, state, known.get("role") in WHOLE, group))  # type: ignore[arg-type]
         return seen
 
     def report(self, trial: optuna.Trial, value: float, epoch: int) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -52,6 +53,9 @@ def in_child(data: Path, run: Path, writes: Writes, fatal: int) -> int:
         try:
             run_search(data, run, *SETTINGS)
             code = 0
+        except BaseException:
+            traceback.print_exc()
+            raise
         finally:
             sys.stderr.flush()
             os._exit(code)
