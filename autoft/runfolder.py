@@ -152,13 +152,17 @@ def _traceless(path: Path) -> Iterator[None]:
 
 
 def _remove_unfinished(path: Path) -> None:
-    """Remove the temporary files and folders that a killed process left: nobody else writes here now."""
-    for pattern in (".*.tmp", "trials/*/.*.tmp"):
-        for left in path.glob(pattern):
+    """Remove the temporary files and folders that a killed process left: nobody else writes here now.
+
+    But for the workers of a search that was killed this moment: they end at once, and may still finish a file before.
+    """
+    trainings = ("trials/*", "confirm/*", "refit/*")
+    for folder in (".", *trainings, *(f"{training}/checkpoint" for training in trainings)):
+        for left in path.glob(f"{folder}/.*.tmp"):
             if left.is_dir():
                 shutil.rmtree(left)
             else:
-                left.unlink()
+                left.unlink(missing_ok=True)
 
 
 def _check_folder(path: Path) -> list[Path]:
