@@ -24,6 +24,7 @@ from autoft.hf_files import quiet
 from autoft.specs import Stage
 
 EXAMPLE_TOKENS = 8
+DROP_PATH_RATE = 0.1
 # what vision models leave undecayed, as timm does for its own
 UNDECAYED = ("cls_token", "distillation_token", "register_tokens", "position_embeddings", "relative_position_bias_table")
 
@@ -136,6 +137,11 @@ class TextModule(FeatureModule):
         self.poolings = tuple(poolings)
         self.projections = projections
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the layer that turns tokens into vectors."""
+        found: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
+        return found
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return float32 features of inputs given in the order of `inputs`."""
         named = dict(zip(self.inputs, inputs, strict=True))
@@ -225,6 +231,8 @@ def _load(plan: Plan) -> tuple[nn.Module, Collection[str]]:
     """Return the model of transformers, and the names of the parameters that the weights lack."""
     config = copy.deepcopy(plan.config)  # models write to theirs
     config.use_cache = False
+    if getattr(config, "drop_path_rate", None) == 0:
+        config.drop_path_rate = DROP_PATH_RATE  # else there would be no layers for stochastic depth, whose rate autoft sets
     arguments: dict[str, Any] = {"dtype": torch.float32}
     # eager where the model has no other; flash attention has no counterpart in ONNX
     arguments["attn_implementation"] = "sdpa" if plan.model_class._supports_sdpa else "eager"

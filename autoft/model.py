@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autoft.errors import BackboneError
 from autoft.freezing import check_stages, frozen_modules, frozen_parameters
 from autoft.head_start import load_head
+from autoft.layers import batch_norms, set_stochastic_depth
 from autoft.specs import Backbone, Head, Stage, Targets
 
 
@@ -36,8 +37,12 @@ class FineTuneModel(nn.Module):
         outputs: Tensor = self.head(self.backbone(*inputs))
         return outputs
 
-    def freeze(self, depth: int) -> None:
+    def freeze(self, depth: int, *, statistics: bool = False) -> None:
         """Freeze the first `depth` stages: no gradients, and no change of running statistics.
+
+        Args:
+            depth: Stages frozen, counted from the input.
+            statistics: Whether the running statistics of every BatchNorm of the backbone are frozen, also of trained ones.
 
         Raises:
             BackboneError: `depth` is not between 0 and the number of stages.
@@ -46,7 +51,8 @@ class FineTuneModel(nn.Module):
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(name not in frozen)
         held = frozen_modules(self.backbone, frozen) if depth else ()
-        self._held_in_eval = tuple(self.backbone.get_submodule(name) for name in held)
+        normalizing = batch_norms(self.backbone) if statistics else []
+        self._held_in_eval = (*(self.backbone.get_submodule(name) for name in held), *normalizing)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> FineTuneModel:
@@ -65,6 +71,7 @@ def assemble(
     *,
     seed: int,
     head_start: Path | None = None,
+    stochastic_depth: float = 0.0,
 ) -> FineTuneModel:
     """Build a backbone with its weights, and a head of matching size on top.
 
@@ -75,6 +82,7 @@ def assemble(
         knobs: Values of the head's knobs, such as `dropout`.
         seed: Seeds the random initialization of the head (and of the backbone where it has no weights).
         head_start: File of `head_start.save_head` with the weights that the head starts from, or None for random ones.
+        stochastic_depth: How often the backbone's last residual branch is left out in training, earlier ones less.
 
     Raises:
         DataError: That file is damaged, or of another head.
@@ -89,6 +97,7 @@ def assemble(
     module = backbone.build()
     stages = backbone.stages(module)
     check_stages(module, stages)
+    set_stochastic_depth(module, stochastic_depth)
     torch.manual_seed(seed)  # again: the head's start must not depend on how the backbone was made
     output = head.build(backbone.feature_size(module), targets, knobs)
     if head_start is not None:

@@ -25,8 +25,9 @@ from autoft.head_start import save_head, without_standardization
 from autoft.loading import SplitData, load_split
 from autoft.ragged import Ragged, Rows
 from autoft.resampling import RESAMPLES, paired_error
+from autoft.schedule import rate_at
 from autoft.specs import IGNORED, Backbone, Choice, Direction, Head, Range, is_better
-from autoft.train import NonFiniteError, Objective, TrainConfig, predict, rate_at, seed_everything
+from autoft.train import NonFiniteError, Objective, TrainConfig, predict, seed_everything
 from autoft.worker import Worker, classify
 
 MOST_SAMPLES = 20_000  # of the training split: more would cost minutes, and hardly change the order

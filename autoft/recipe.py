@@ -78,7 +78,7 @@ def fixed_settings(prepared: Prepared) -> dict[str, Any]:
         "epochs": choose_epochs(trainer.epochs, prepared.raw.modality),
         "batch_size": choose_batch_size(trainer.batch_size, samples, prepared.raw.modality),
         "warmup": trainer.warmup,
-        "gradient_clip": trainer.gradient_clip,
+        "gradient_clip": trainer.gradient_clip or 0.0,
         "optimizer": trainer.optimizer,
         "momentum": trainer.momentum,
         "patience": trainer.patience,

@@ -35,12 +35,15 @@ class Range:
         high: Largest value, included.
         log: Sample the logarithm uniformly; needs `low > 0`.
         integer: Sample whole numbers.
+        or_zero: 0 may be chosen too, which turns the setting off: the scale is made longer below `low`, and whatever is
+            sampled there stands for 0. So "whether" and "how much" stay one parameter that a model of the search can learn.
     """
 
     low: float
     high: float
     log: bool = False
     integer: bool = False
+    or_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -390,6 +393,8 @@ class Head:
             validation split; returns the targets with them. None where there is nothing.
         draw_weights: How often each training sample is to be drawn in proportion to the others, `(encoded targets, targets,
             knobs) -> weights (N,)`, or None for every sample once an epoch.
+        divergence: How far two outputs for the same batch are apart, `(outputs, outputs, encoded targets) -> scalar tensor`,
+            symmetric, its mean over the batch; what R-Drop makes small. None: R-Drop cannot be used with this head.
         knobs: Settings it adds to training and to the search.
         runtime: The script of its bundles where that of the backbone's preprocessing does not know its answers; or None.
         help: One line for `autoft plugins`.
@@ -412,6 +417,7 @@ class Head:
     stratify: Callable[[Sequence[Any]], Sequence[str]] | None = None
     tune: Callable[[Any, Any, Targets], Targets] | None = None
     draw_weights: Callable[[Any, Targets, Mapping[str, Any]], np.ndarray | None] = lambda encoded, targets, knobs: None
+    divergence: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     knobs: tuple[Knob, ...] = field(default=())
     runtime: Path | None = None
     help: str = ""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoft import checkpoint as checkpoints
+from autoft.averaging import Average
 from autoft.batching import draw_order
-from autoft.files import load_tensors, save_tensors
 from autoft.freezing import parameter_groups
-from autoft.loading import SplitData
+from autoft.gradients import Gradients, Part
+from autoft.layers import batch_norms, word_embeddings
+from autoft.loading import Batch, SplitData
+from autoft.mixing import mix
 from autoft.model import FineTuneModel
 from autoft.ragged import Ragged, Rows
+from autoft.regularize import L2SP, SAM, Adversary
+from autoft.schedule import depth_at, rate_at
 from autoft.specs import IGNORED, Direction, Head, Targets, is_better
-
-SMALLEST_RATE = 0.01  # where the cosine ends, as a share of the peak: a last epoch at zero would train nothing
 
 
 class NonFiniteError(ArithmeticError):
@@ -65,8 +71,9 @@ class TrainConfig:
         head_multiplier: The head's learning rate over the backbone's.
         layer_decay: Factor on the learning rate from each stage to the one before it.
         weight_decay: Decoupled weight decay of AdamW, L2 for SGD; not for norms and biases.
-        warmup: Share of all steps in which the rate rises linearly; the cosine takes the rest.
-        gradient_clip: Largest norm of the gradient, or None.
+        warmup: Share of all steps in which the rate rises linearly; the schedule takes the rest.
+        schedule: One of `schedule.SCHEDULES`.
+        gradient_clip: Largest norm of the gradient; 0 for no limit.
         optimizer: `adamw` or `sgd`.
         momentum: Of SGD.
         precision: `fp32`, `bf16` or `fp16` autocast; weights and optimizer stay float32.
@@ -79,6 +86,20 @@ class TrainConfig:
             every epoch.
         head_start: Name of the file that the head's weights come from, among those of the probes; None: random ones. Whoever
             builds the model heeds it.
+        l2_sp: Pull toward the pretrained weights (`regularize.L2SP`).
+        stochastic_depth: How often the backbone's last residual branch is left out, earlier ones less. Whoever builds the
+            model heeds it.
+        batch_norm: `train`, or `frozen`: running statistics of trained stages stay as pretrained too.
+        averaging: Which weights are scored and kept: `none` for the trained ones, `ema`, or `swa`.
+        ema_decay: Of `ema`, a step.
+        swa_share: Of the epochs, the last ones, over which `swa` averages, at the learning rate with which they begin.
+        r_drop: Weight of the divergence between two passes with different dropout; 0 for one pass.
+        adversarial: Size of the perturbation of the word embeddings (`regularize.Adversary`); 0 for none.
+        sam: Length of the step uphill (`regularize.SAM`); 0 for none.
+        unfreeze: Share of the epochs over which stages are unfrozen, from the output to the input; 0 for all at once.
+        mixup: Alpha of mixup; 0 for none.
+        cutmix: Alpha of cutmix; 0 for none.
+        erasing: How often a part of an image is erased.
     """
 
     learning_rate: float
@@ -90,7 +111,8 @@ class TrainConfig:
     layer_decay: float = 1.0
     weight_decay: float = 0.0
     warmup: float = 0.1
-    gradient_clip: float | None = 1.0
+    schedule: str = "cosine"
+    gradient_clip: float = 1.0
     optimizer: str = "adamw"
     momentum: float = 0.9
     precision: str = "fp32"
@@ -101,6 +123,34 @@ class TrainConfig:
     compile: bool = False
     views: int | None = None
     head_start: str | None = None
+    l2_sp: float = 0.0
+    stochastic_depth: float = 0.0
+    batch_norm: str = "train"
+    averaging: str = "none"
+    ema_decay: float = 0.99
+    swa_share: float = 0.25
+    r_drop: float = 0.0
+    adversarial: float = 0.0
+    sam: float = 0.0
+    unfreeze: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    erasing: float = 0.0
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes that a step makes over its samples."""
+        return (1 + (self.r_drop > 0) + (self.adversarial > 0)) * (1 + (self.sam > 0))
+
+    @property
+    def changes_inputs(self) -> bool:
+        """Whether steps change what the backbone takes, or its first layer gives, beyond the augmentation of samples."""
+        return any((self.mixup, self.cutmix, self.erasing, self.adversarial))
+
+    @property
+    def averaged_from(self) -> int:
+        """The epoch after which `swa` first takes the weights into its mean, counted from 1."""
+        return self.epochs - max(1, round(self.swa_share * self.epochs)) + 1
 
 
 @dataclass(frozen=True)
@@ -174,26 +224,43 @@ def fit(
         Interrupted: `should_stop` said so.
     """
     head, targets = objective.head, objective.targets
-    model.freeze(config.freeze_depth)
+    statistics = config.batch_norm == "frozen"
+    model.freeze(config.freeze_depth, statistics=statistics)
     model.to(device)
     channels_last = device.type == "cuda"  # tensor cores want it; oneDNN and MPS choose layouts themselves
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    forward = run or (compiled(model, dynamic=train.preprocessing.ragged) if config.compile else model)
+    plain = run is not None or not config.compile or config.adversarial  # an attack hooks into a layer, anew in each step
+    forward = (run or model) if plain else compiled(model, dynamic=train.preprocessing.ragged)
     optimizer = make_optimizer(model, config, no_weight_decay, device)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     weights = head.draw_weights(train.targets, targets, config.knobs)
     steps_an_epoch = math.ceil(len(train) / config.batch_size)
     total_steps = steps_an_epoch * config.epochs
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    pull = L2SP(optimizer.param_groups, config.l2_sp) if config.l2_sp else None
+    average = _make_average(model, config)
+    gradients = Gradients(
+        forward,
+        head,
+        targets,
+        config.knobs,
+        autocast=partial(autocast, device, config.precision),
+        scaler=scaler,
+        r_drop=config.r_drop,
+        adversary=_make_adversary(model, config),
+        sam=SAM(trainable, config.sam) if config.sam else None,
+        batch_norms=batch_norms(model.backbone),
+    )
+    state = checkpoints.State(model, optimizer, scaler, average)
 
     history: list[EpochReport] = []
     best: EpochReport | None = None
     best_weights: dict[str, Tensor] = {}
     stopped = "finished"
-    resumed = _load_checkpoint(checkpoint, model, optimizer, scaler) if checkpoint else None
+    resumed = checkpoints.load(checkpoint, state) if checkpoint else None
     if resumed is not None:
-        history, best_weights = resumed
+        history, best_weights = [EpochReport(**report) for report in resumed[0]], resumed[1]
         best = _best(history, objective.direction)
         if on_epoch is not None:
             on_epoch(history[-1])  # the kill may have come between its checkpoint and its report
@@ -203,6 +270,9 @@ def fit(
             stopped = "patience"
             break
         started = time.monotonic()
+        if config.unfreeze:
+            depth = depth_at(epoch, config.epochs, len(model.stages), config.freeze_depth, config.unfreeze)
+            model.freeze(depth, statistics=statistics)
         # Reseeded every epoch, so that a checkpoint at an epoch's end needs no random state to be continued exactly.
         seed_everything(config.seed, epoch)
         rng = np.random.default_rng((config.seed, epoch))
@@ -223,47 +293,107 @@ def fit(
             if should_stop is not None and should_stop():
                 feed.close()  # type: ignore[attr-defined]
                 raise Interrupted
-            rate = rate_at((epoch - 1) * steps_an_epoch + step, total_steps, config.warmup)
+            rate = _rate((epoch - 1) * steps_an_epoch + step, total_steps, steps_an_epoch, config)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * rate
             units = [int(train.units(part).sum()) for part in parts]
-            for unit in units:
-                inputs, wanted = next(feed)
-                if channels_last:
-                    inputs = tuple(to_channels_last(item) for item in inputs)
-                with autocast(device, config.precision):
-                    outputs = forward(*inputs)
-                loss = head.loss(outputs, wanted, targets, config.knobs)
-                scaler.scale(loss * (unit / sum(units))).backward()  # type: ignore[no-untyped-call]
-                loss_sum += loss.detach() * unit
-            if config.gradient_clip is not None:
+            gradients.of_step(_parts(feed, units, config, channels_last=channels_last), sum(units), loss_sum)
+            if config.gradient_clip:
                 scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(trainable, config.gradient_clip)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
+            if pull is not None:
+                pull.pull()
+            if average is not None and config.averaging == "ema":
+                average.update()
         train_loss = loss_sum.item() / int(train.units(order).sum())
         if not math.isfinite(train_loss):
             raise NonFiniteError(f"the training loss became {train_loss} in epoch {epoch}")
 
         batch_size = _evaluation_batch(config)
-        outputs = predict(model, validation, device=device, batch_size=batch_size, precision=config.precision, run=run)
-        if not bool(torch.isfinite(outputs.values if isinstance(outputs, Ragged) else outputs).all()):
-            raise NonFiniteError(f"the validation outputs are not finite after epoch {epoch}")
-        metrics = head.metrics(outputs, validation.targets, targets)
-        report = EpochReport(epoch, train_loss, metrics, metrics[objective.metric], time.monotonic() - started)
-        history.append(report)
-        if best is None or _surpasses(report, best, objective.direction):
-            best = report
-            best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        if average is not None and config.averaging == "swa" and epoch >= config.averaged_from:
+            average.update()
+        with average.applied() if average is not None and average.count else nullcontext():
+            if average is not None and average.count and config.averaging == "swa":
+                _count_statistics(model, train, device=device, config=config, run=run)
+            outputs = predict(model, validation, device=device, batch_size=batch_size, precision=config.precision, run=run)
+            if not bool(torch.isfinite(outputs.values if isinstance(outputs, Ragged) else outputs).all()):
+                raise NonFiniteError(f"the validation outputs are not finite after epoch {epoch}")
+            metrics = head.metrics(outputs, validation.targets, targets)
+            report = EpochReport(epoch, train_loss, metrics, metrics[objective.metric], time.monotonic() - started)
+            history.append(report)
+            if best is None or _surpasses(report, best, objective.direction):
+                best = report
+                best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         if checkpoint is not None:
-            _save_checkpoint(checkpoint, model, optimizer, scaler, history, best, best_weights)
+            checkpoints.save(checkpoint, state, [asdict(each) for each in history], best.epoch, best_weights)
         if on_epoch is not None:
             on_epoch(report)
 
     if best is None:
         raise ValueError(f"`epochs` must be at least 1, but got {config.epochs}")
     return FitResult(best, tuple(history), best_weights, stopped)
+
+
+def _parts(feed: Iterator[Batch], units: list[int], config: TrainConfig, *, channels_last: bool) -> Iterator[Part]:
+    """Yield a step's parts as they are asked for, with images mixed where that is wanted."""
+    for unit in units:
+        inputs, wanted = next(feed)
+        if channels_last:
+            inputs = tuple(to_channels_last(item) for item in inputs)
+        yield Part(mix(inputs, mixup=config.mixup, cutmix=config.cutmix, erasing=config.erasing), wanted, unit)
+
+
+def _make_average(model: FineTuneModel, config: TrainConfig) -> Average | None:
+    if config.averaging == "none":
+        return None
+    return Average(model, config.ema_decay if config.averaging == "ema" else None)
+
+
+def _make_adversary(model: FineTuneModel, config: TrainConfig) -> Adversary | None:
+    if not config.adversarial:
+        return None
+    embeddings = word_embeddings(model.backbone)
+    if embeddings is None:
+        raise ValueError("`adversarial` must be 0 for a backbone without word embeddings")
+    return Adversary(embeddings, config.adversarial)
+
+
+def _rate(step: int, total: int, steps_an_epoch: int, config: TrainConfig) -> float:
+    """Return the learning rate's factor; weights that are averaged (SWA) are gathered at a constant rate."""
+    hold_from = (config.averaged_from - 1) * steps_an_epoch if config.averaging == "swa" else None
+    return rate_at(step, total, config.warmup, config.schedule, hold_from)
+
+
+@torch.no_grad()
+def _count_statistics(
+    model: FineTuneModel,
+    train: SplitData,
+    *,
+    device: torch.device,
+    config: TrainConfig,
+    run: Callable[..., Tensor] | None,
+) -> None:
+    """Count BatchNorm's running statistics anew over the training split: a mean of weights has none of its own.
+
+    As torch's `swa_utils.update_bn`. Layers whose statistics are frozen keep them.
+    """
+    model.train()
+    layers = [layer for layer in batch_norms(model) if layer.training]
+    if not layers:
+        return
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()  # type: ignore[operator]
+        layer.momentum = None  # type: ignore[assignment]  # a plain mean over all batches
+    batches = train.evaluation_batches(config.micro_batch or config.batch_size, device=device)
+    for inputs, _ in train.batches(batches, device=device, seed=(config.seed, 1)):
+        with autocast(device, config.precision):
+            (run or model)(*inputs)
+    for layer, momentum in zip(layers, before, strict=True):
+        layer.momentum = momentum
 
 
 @torch.inference_mode()
@@ -306,21 +436,6 @@ def predict(
         return together[back]
     offsets = np.concatenate([[0], np.cumsum(data.units(order))])
     return Ragged(together, torch.from_numpy(offsets))[back]
-
-
-def rate_at(step: int, total: int, warmup: float) -> float:
-    """Return the learning rate's factor at a step: linear warm-up, then half a cosine (arXiv:1608.03983) down to 1 %.
-
-    Args:
-        step: Counted from 0.
-        total: Steps of the whole training.
-        warmup: Share of `total` spent rising.
-    """
-    rising = round(warmup * total)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    progress = (step - rising) / max(1, total - rising)
-    return SMALLEST_RATE + (1 - SMALLEST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def seed_everything(seed: int, epoch: int = 0) -> None:
@@ -453,58 +568,3 @@ def _surpasses(report: EpochReport, best: EpochReport, direction: Direction) -> 
 
 def _exhausted(history: list[EpochReport], best: EpochReport | None, patience: int | None) -> bool:
     return patience is not None and best is not None and len(history) - best.epoch >= patience
-
-
-# --- checkpoints: `last.safetensors` commits; it names the file with the best weights --------------------------------
-
-
-def _save_checkpoint(
-    folder: Path,
-    model: FineTuneModel,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    history: list[EpochReport],
-    best: EpochReport,
-    best_weights: dict[str, Tensor],
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    best_file = folder / f"best-{best.epoch}.safetensors"
-    if best.epoch == history[-1].epoch:
-        # a file of its own for each best epoch: after a kill before the commit below, the older one is still there
-        save_tensors(best_file, best_weights)
-    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            for key, value in optimizer.state[parameter].items():
-                if value is not None:
-                    tensors[f"optimizer/{name}/{key}"] = value
-    described = {
-        "history": [asdict(report) for report in history],
-        "best": best_file.name,
-        "scaler": scaler.state_dict(),
-    }
-    save_tensors(folder / "last.safetensors", tensors, described)
-    for stale in folder.glob("best-*.safetensors"):
-        if stale != best_file:
-            stale.unlink()
-
-
-def _load_checkpoint(
-    folder: Path, model: FineTuneModel, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> tuple[list[EpochReport], dict[str, Tensor]] | None:
-    if not (folder / "last.safetensors").exists():
-        return None
-    tensors, described = load_tensors(folder / "last.safetensors")
-    best_weights, _ = load_tensors(folder / described["best"])
-    model.load_state_dict(
-        {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
-    )
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            prefix = f"optimizer/{name}/"
-            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            # AdamW's step counter is a scalar that fused kernels want on the parameter's device, like the moments
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
-    if described["scaler"]:
-        scaler.load_state_dict(described["scaler"])
-    return [EpochReport(**report) for report in described["history"]], best_weights

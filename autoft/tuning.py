@@ -352,7 +352,7 @@ class _Bench:
                 outputs = self._forward(fast)(*inputs)
             loss = self._objective.head.loss(outputs, wanted, self._objective.targets, self._config.knobs)
             self._scaler.scale(loss / len(places)).backward()  # type: ignore[no-untyped-call]
-        if self._config.gradient_clip is not None:
+        if self._config.gradient_clip:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self._trained, self._config.gradient_clip)
         self._scaler.step(self._optimizer)

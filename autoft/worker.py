@@ -184,7 +184,15 @@ class Worker:
                 raise AssertionError(f"the head {config.head_start} is wanted, but this worker has no folder of heads")
             start = self._heads / config.head_start
         head, targets = self._objective.head, self._objective.targets
-        return assemble(backbone, head, targets, config.knobs, seed=config.seed, head_start=start)
+        return assemble(
+            backbone,
+            head,
+            targets,
+            config.knobs,
+            seed=config.seed,
+            head_start=start,
+            stochastic_depth=config.stochastic_depth,
+        )
 
     def run(
         self,

@@ -26,9 +26,10 @@ from autoft.probe import (
     train_stack,
 )
 from autoft.ragged import Ragged
+from autoft.schedule import rate_at
 from autoft.specs import Backbone, BackboneRequest, Sample
 from autoft.testing import toy
-from autoft.train import NonFiniteError, Objective, rate_at
+from autoft.train import NonFiniteError, Objective
 from autoft.worker import Worker
 
 HEADS = {head.name: head for head in autoft_heads()}

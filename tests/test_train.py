@@ -37,6 +37,7 @@ from toy_training import (
     state,
 )
 
+from autoft.schedule import rate_at
 from autoft.specs import Backbone
 from autoft.train import (
     EpochReport,
@@ -49,7 +50,6 @@ from autoft.train import (
     choose_precision,
     fit,
     predict,
-    rate_at,
     seed_everything,
 )
 
@@ -318,7 +318,7 @@ KILLED = """
     torch.set_num_threads({threads})
     sys.path.insert(0, {tests!r})
     import toy_training as toy
-    from autoft import train
+    from autoft import checkpoint, train
 
     {when}
     settings = toy.config(epochs=4, knobs=dict(toy.KNOBS, dropout=0.3))
@@ -338,13 +338,13 @@ WHEN = {
     """,
     "between the two files of a checkpoint": """
     count = 0
-    def save(path, *arguments, original=train.save_tensors):
+    def save(path, *arguments, original=checkpoint.save_tensors):
         global count
         count += path.name == "last.safetensors"
         if count == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         original(path, *arguments)
-    train.save_tensors = save
+    checkpoint.save_tensors = save
     """,
 }
 
@@ -379,7 +379,7 @@ def test_loss_that_is_not_finite_is_an_error() -> None:
 
 def test_diverging_training_is_an_error_not_a_result() -> None:
     with pytest.raises(NonFiniteError):
-        run(config(optimizer="sgd", learning_rate=1e30, gradient_clip=None, warmup=0.0, epochs=8), MLP)
+        run(config(optimizer="sgd", learning_rate=1e30, gradient_clip=0.0, warmup=0.0, epochs=8), MLP)
 
 
 def test_outputs_that_are_not_finite_are_an_error() -> None:

@@ -212,7 +212,7 @@ def test_full_disk_while_writing_a_checkpoint_is_a_disk_failure(tmp_path: Path, 
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("autoft.train.save_tensors", full)
+    monkeypatch.setattr("autoft.checkpoint.save_tensors", full)
     outcome = make().run(job(tmp_path))
     assert outcome.failure is not None
     assert outcome.failure.kind == "disk"

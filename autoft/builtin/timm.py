@@ -69,6 +69,7 @@ PRESETS: tuple[Member, ...] = (
 )  # fmt: skip
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 SMALLEST_SIZE = 32
+DROP_PATH_RATE = 0.1  # any number above 0 gives a model the layers, in the proportions of its own rule
 
 
 @hookimpl
@@ -293,7 +294,6 @@ def _origin(request: BackboneRequest, config: dict[str, Any], source: _LocalWeig
 
 
 def _build(request: BackboneRequest, config: dict[str, Any], file: Path | None, size: tuple[int, int]) -> nn.Module:
-    import timm
     from safetensors import SafetensorError
 
     arguments: dict[str, Any] = {"num_classes": 0}
@@ -307,14 +307,14 @@ def _build(request: BackboneRequest, config: dict[str, Any], file: Path | None, 
         if file is not None:
             overlay = {**_loadable(config), "file": str(file), "source": "", "custom_load": False}
             with _MissingKeys() as missing:
-                model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+                model = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
             if missing.names:
                 raise BackboneError(
                     f"the weights {file} lack {len(missing.names)} parameters of timm/{name}, such as {missing.names[0]}",
                     "they belong to another model, or are only a part of one",
                 )
         else:
-            model = timm.create_model(name, pretrained=request.weights == "pretrained", **arguments)
+            model = _create(name, pretrained=request.weights == "pretrained", **arguments)
     except BackboneError:
         raise
     except TypeError as error:
@@ -328,6 +328,18 @@ def _build(request: BackboneRequest, config: dict[str, Any], file: Path | None, 
         where = f"with the weights {file}" if file else f"at {size[0]}x{size[1]}"
         raise BackboneError(f"timm/{name} cannot be built {where}: {first_line(error)}") from error
     return _float32(model)
+
+
+def _create(name: str, **arguments: Any) -> nn.Module:
+    """Create a model with layers for stochastic depth where it can have them; autoft sets their rate."""
+    import timm
+
+    try:
+        return timm.create_model(name, drop_path_rate=DROP_PATH_RATE, **arguments)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        return timm.create_model(name, **arguments)  # such as VGG, which has no residual branches
 
 
 def _fetch(request: BackboneRequest, config: dict[str, Any]) -> None:

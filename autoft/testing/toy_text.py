@@ -143,6 +143,9 @@ def make_encoder(*, pooled: bool) -> nn.Module:
             self.block1 = Block()
             self.block2 = Block()
 
+        def get_input_embeddings(self) -> nn.Module:
+            return self.embeddings.token
+
         def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
             mask = attention_mask.bool()
             x: Tensor = self.embeddings(input_ids, token_type_ids)

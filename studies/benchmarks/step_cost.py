@@ -36,7 +36,8 @@ from torch.nn.utils.rnn import pad_sequence
 from autoft.loading import SplitData, load_split
 from autoft.model import FineTuneModel, assemble
 from autoft.prepare import Prepared, load_config, prepare
-from autoft.train import Objective, TrainConfig, fit, rate_at, seed_everything
+from autoft.schedule import rate_at
+from autoft.train import Objective, TrainConfig, fit, seed_everything
 
 HERE = Path(__file__).resolve().parent
 DIGITS = HERE / "data" / "step_cost"
