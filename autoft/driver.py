@@ -27,11 +27,11 @@ from autoft.preflight import KEPT_TRIALS, MOST_RESTING, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
 from autoft.processes import ProcessEngine
 from autoft.promotion import Done, Promote, Start, next_action, rungs
-from autoft.recipe import fixed_settings, make_recipe
+from autoft.recipe import fixed_settings, make_recipe, study_space
 from autoft.refit import refit
 from autoft.runfolder import PROBES, TUNED, RunFolder, open_run
-from autoft.space import Candidate, Space, build_space, choose_augmentation, shared_policies, suggest
-from autoft.specs import Backbone, is_better
+from autoft.space import Candidate, Space, suggest
+from autoft.specs import is_better
 from autoft.train import EpochReport, TrainConfig
 from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, WHOLE, Trials
 from autoft.worker import WEIGHTS, Failure, Outcome, Worker, is_full_disk, settle
@@ -191,13 +191,14 @@ class _Driver:
         self.user_stops = should_stop
         self.config = prepared.config
         self.objective = prepared.objective
-        whole = _space(prepared, prepared.backbones, checked.stages)
+        whole = study_space(prepared, prepared.backbones, checked.stages, checked.traits)
         probes = self._probe(whole)
         kept = [index for index in range(len(whole.backbones)) if probes is None or probes[index].kept]
-        self.space = _space(
+        self.space = study_space(
             prepared,
             [whole.backbones[index] for index in kept],
             [whole.stages[index] for index in kept],
+            [checked.traits[index] for index in kept],
             heads=[probes[index].head if probes else None for index in kept],
         )
         scores = [probes[index].score if probes else None for index in kept]
@@ -345,7 +346,8 @@ class _Driver:
     def _work(self, candidate: Candidate, settings: TrainConfig, epochs: int) -> float:
         """Return how much work some epochs are: parameters, of frozen stages a third, as they are only run forward."""
         frozen = settings.freeze_depth / self.space.stages[candidate.backbone]
-        return epochs * self.parameters[id(self.space.backbones[candidate.backbone])] * (1.0 - 2.0 / 3.0 * min(1.0, frozen))
+        each = self.parameters[id(self.space.backbones[candidate.backbone])] * (1.0 - 2.0 / 3.0 * min(1.0, frozen))
+        return epochs * each * settings.passes
 
     def _await(self) -> int | None:
         """Return the trial that is to be judged next, once it has ended; None where the user stops first."""
@@ -660,7 +662,9 @@ class _Driver:
 
     def _trial_event(self, trial: optuna.Trial, candidate: Candidate, done: int) -> Event:
         role = trial.user_attrs.get("role", "trial")
-        shown = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
+        shown = ", ".join(f"{name} {_short(value)}" for name, value in self.space.told(candidate).items())
+        if len(self.space.backbones) > 1:
+            shown = f"{self.space.labels[candidate.backbone]}, {shown}"
         which = f"trial {trial.number}" + (f" ({role})" if role != "trial" else "")
         return Event(
             "trial",
@@ -689,29 +693,6 @@ def _check_refit(prepared: Prepared) -> None:
     if config.export.refit and head.tune is not None:
         message = f"must be false for {head.name}: it tunes thresholds, which takes samples that were not trained on"
         raise ConfigError(config.source, [config.problem("export.refit", message)])
-
-
-def _space(
-    prepared: Prepared, backbones: Sequence[Backbone], stages: Sequence[int], heads: Sequence[str | None] | None = None
-) -> Space:
-    config = prepared.config
-    policies = shared_policies(prepared.backbones)
-    augmentation = choose_augmentation(config.trainer.augmentation, policies)
-    space, problems = build_space(
-        config.space,
-        prepared.objective.head,
-        backbones,
-        stages,
-        augmentation=augmentation,
-        heads=heads,
-    )
-    found = [config.problem(problem.where, problem.message, problem.hint) for problem in problems]
-    if augmentation not in policies:
-        message = f"must be one of {', '.join(policies)}, but got {augmentation!r}"
-        found.append(config.problem("trainer.augmentation", message))
-    if found:
-        raise ConfigError(config.source, found)
-    return space
 
 
 def _best(outcome: Outcome) -> EpochReport:

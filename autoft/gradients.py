@@ -108,7 +108,7 @@ class Gradients:
         with still(self._batch_norms):
             again = self._outputs(part)
         both = (loss + mixed_loss(self._task_loss, again, part.wanted, part.mixed)) / 2
-        return both + self._r_drop * self._head.divergence(outputs, again, part.wanted)
+        return both + self._r_drop * self._head.divergence(outputs, again, part.wanted, self._targets)
 
     def _outputs(self, part: Part) -> Tensor:
         with self._autocast():

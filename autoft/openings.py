@@ -17,8 +17,9 @@ from autoft.config import ALL
 from autoft.errors import RunError
 from autoft.events import Listener
 from autoft.files import read_json, write_json
+from autoft.knobs import PROBE
 from autoft.probe import MOST_SAMPLES, ProbeResult, choose, probe_backbones
-from autoft.space import PROBE, Space
+from autoft.space import Space
 from autoft.specs import Backbone, Choice, Direction, Range
 from autoft.train import Objective, TrainConfig, predict
 from autoft.worker import Worker

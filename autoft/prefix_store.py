@@ -144,6 +144,8 @@ class PrefixStore:
         """
         if config.freeze_depth == 0:
             return None, "declined: nothing is frozen"
+        if config.changes_inputs:  # anew in each step, so that frozen stages give something else each time
+            return None, "declined: mixing, erasing or perturbing changes what frozen stages are given in each step"
         model.to(device)
         if device.type == "cuda":
             model.to(memory_format=torch.channels_last)

@@ -13,6 +13,7 @@ from autoft.errors import BackboneError, RunError, first_line
 from autoft.events import Event, Listener
 from autoft.export.bundle import example_inputs
 from autoft.export.onnx import to_onnx
+from autoft.layers import Trait, traits
 from autoft.prepare import Prepared
 from autoft.specs import Backbone
 from autoft.train import TrainConfig
@@ -32,11 +33,13 @@ class Checked:
         stages: Numbers of stages.
         parameters: Numbers of parameters.
         export_seconds: How long the slowest export took; the time limit keeps that much back.
+        traits: What each backbone has that some settings need.
     """
 
     stages: tuple[int, ...]
     parameters: tuple[int, ...]
     export_seconds: float
+    traits: tuple[frozenset[Trait], ...]
 
 
 def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener, *, export: bool) -> Checked:
@@ -56,7 +59,7 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
     """
     knobs = {knob.name: knob.default for knob in prepared.objective.head.knobs}
     config = TrainConfig(learning_rate=0.0, epochs=1, batch_size=2, knobs=knobs)
-    stages, parameters, slowest = [], [], 0.0
+    stages, parameters, found, slowest = [], [], [], 0.0
     for backbone in prepared.backbones:
         started = time.monotonic()
         model = worker.build(backbone, config).eval()
@@ -88,6 +91,7 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
             )
             slowest = max(slowest, time.monotonic() - started)
         stages.append(len(model.stages))
+        found.append(traits(model.backbone))
         parameters.append(count)
         size = "x".join(map(str, backbone.image_size)) if backbone.image_size else _length(backbone)
         listener(
@@ -108,7 +112,7 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
         )
         _tell_cut(prepared, worker, backbone, listener)
     _check_disk(prepared, run, max(parameters), listener)
-    return Checked(tuple(stages), tuple(parameters), slowest)
+    return Checked(tuple(stages), tuple(parameters), slowest, tuple(found))
 
 
 def _tell_cut(prepared: Prepared, worker: Worker, backbone: Backbone, listener: Listener) -> None:

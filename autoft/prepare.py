@@ -17,7 +17,7 @@ from autoft.errors import AutoftError, BackboneError, ConfigError, DataError, Pl
 from autoft.events import Event, Listener
 from autoft.presets import expand, is_preset, objection, resolved
 from autoft.ragged import Ragged, Rows
-from autoft.space import SETTINGS, Searched, check_values
+from autoft.space import Searched, check_values, names
 from autoft.specs import SPLITS, Backbone, Head, RawData, Sample, Targets
 from autoft.splits import Splits, Subset, make_splits
 from autoft.train import Objective, choose_device
@@ -111,11 +111,10 @@ def known(catalog: Catalog) -> Known:
         # possible as soon as one task takes it; which task it is may only be known from the data
         return Objection(found[0][0].message, found[0][0].hint) if found and all(found) else None
 
-    knobs = {knob.name for head in catalog.heads.values() for knob in head.knobs}
     return Known(
         data_plugins=frozenset(catalog.data),
         heads={name: frozenset(head.directions) for name, head in catalog.heads.items()},
-        space=frozenset({setting.name for setting in SETTINGS} | knobs | {"augmentation"}),
+        space=frozenset().union(*(names(head) for head in catalog.heads.values())),
         check_backbone=check_backbone,
         broken=tuple(str(plugin) for plugin in catalog.plugins if plugin.state == "broken"),
         check_space=check_space,
@@ -255,7 +254,7 @@ def _head(config: StudyConfig, catalog: Catalog, raw: RawData) -> Head:
             config.source,
             [config.problem("task", f"must fit {raw.modality} data, but {head.name} is for {head.modality} data")],
         )
-    unknown = sorted(set(config.space) - {knob.name for knob in head.knobs} - {s.name for s in SETTINGS} - {"augmentation"})
+    unknown = sorted(set(config.space) - names(head))
     if unknown:
         raise ConfigError(
             config.source,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,14 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
+from autoft.config import TrainerConfig
+from autoft.errors import ConfigError
 from autoft.events import Event, Listener
 from autoft.files import read_json, write_json
+from autoft.layers import Trait
 from autoft.prepare import Prepared
-from autoft.space import Candidate, Space, suggest, train_config
-from autoft.specs import Backbone, Head
+from autoft.space import Candidate, Space, build_space, choose_augmentation, shared_policies, suggest, train_config
+from autoft.specs import Backbone, Choice, Head, Range
 from autoft.train import TrainConfig, choose_batch_size, choose_epochs
 from autoft.tuning import MEASURED, Tuned, tune
 from autoft.worker import Worker
@@ -45,8 +48,10 @@ class Recipe:
 
     @property
     def warm_up(self) -> int:
-        """Whole epochs in which the learning rate still rises."""
-        return math.floor(float(self.fixed["warmup"]) * self.epochs)
+        """Whole epochs in which the learning rate may still rise, in the trial where it does so longest."""
+        what = self.space.parameters["warmup"]
+        values = (what.high,) if isinstance(what, Range) else what.values if isinstance(what, Choice) else (what,)
+        return math.floor(max(float(value) for value in values) * self.epochs)
 
     @property
     def seed(self) -> int:
@@ -85,6 +90,56 @@ def fixed_settings(prepared: Prepared) -> dict[str, Any]:
         "group_by_length": trainer.group_by_length,
         "seed": prepared.config.search.seed,
     }
+
+
+def study_space(
+    prepared: Prepared,
+    backbones: Sequence[Backbone],
+    stages: Sequence[int],
+    traits: Sequence[Collection[Trait]],
+    heads: Sequence[str | None] | None = None,
+) -> Space:
+    """Return the space that a study searches.
+
+    Args:
+        prepared: The study.
+        backbones: Those of its backbones that take part.
+        stages: Their numbers of stages.
+        traits: What each of them has that some settings need.
+        heads: For each the file with its probe's head, or None; None where they are not probed yet.
+
+    Raises:
+        ConfigError: Lists everything that is wrong with what the study asks for.
+    """
+    config = prepared.config
+    policies = shared_policies(prepared.backbones)
+    augmentation = choose_augmentation(config.trainer.augmentation, policies)
+    trainer = fixed_settings(prepared)
+    space, problems = build_space(
+        config.space,
+        prepared.objective.head,
+        backbones,
+        stages,
+        augmentation=augmentation,
+        heads=heads,
+        level=config.search.space,
+        trainer=trainer,
+        fixed=_fixed_by(config.trainer),
+        traits=traits,
+        samples=len(prepared.samples["train"]),
+    )
+    found = [config.problem(problem.where, problem.message, problem.hint) for problem in problems]
+    if augmentation not in policies:
+        message = f"must be one of {', '.join(policies)}, but got {augmentation!r}"
+        found.append(config.problem("trainer.augmentation", message))
+    if found:
+        raise ConfigError(config.source, found)
+    return space
+
+
+def _fixed_by(trainer: TrainerConfig) -> list[str]:
+    """Return the settings of the trainer of which the study says anything but the default: these are not searched."""
+    return [name for name, about in TrainerConfig.model_fields.items() if getattr(trainer, name) != about.default]
 
 
 def make_recipe(

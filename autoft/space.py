@@ -1,110 +1,36 @@
-"""From an Optuna trial to a `TrainConfig`: the default search space, the preset, and what a study changes of them.
+"""From an Optuna trial to a `TrainConfig`: a space of the table in `knobs.py` and what a study changes of it.
 
-The space is flat: no parameter depends on another's value, so that TPE models all of them jointly.
+The space is flat: every parameter is asked in every trial, so that TPE models all of them jointly. One that has no effect
+there, such as the decay of an average that is not made, gets a fixed value, so that two trials that train alike are equal.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import optuna
 
 from autoft.config import ALL
 from autoft.errors import Problem
-from autoft.specs import Backbone, Choice, Head, Range
+from autoft.knobs import BY_NAME, FRESH, PROBE, SETTINGS, Level, Setting, Value
+from autoft.layers import Trait
+from autoft.specs import Backbone, Choice, Head, Knob, Range, Strategy
 from autoft.train import TrainConfig
 
-Value = str | int | float | bool
 Searched = Range | Choice | Value  # a bare value is fixed
 
-FRESH, PROBE = "fresh", "probe"  # values of `head_start`
+AS_PRESET, AS_SEARCHED = "preset", "search"  # words for any setting: leave it out of the search, or search its usual range
+OFF_SHARE = 0.25  # of the scale of a setting with `or_zero` that stands for 0
 
-
-@dataclass(frozen=True)
-class Setting:
-    """A setting that every training has, whatever its head.
-
-    Attributes:
-        name: The word in `space:` of a study file.
-        preset: The value that trial 0 uses.
-        search: What is searched when the study says nothing; None keeps the preset.
-        help: One line for the documentation.
-        allowed: What a study may ask for: the limits of a number; None where only the backbone can tell.
-        scratch: The preset when every backbone starts from random weights; None changes nothing.
-        scratch_fixed: Whether it is fixed then: freezing random features, say, would keep noise.
-        text: For texts, the preset and what is searched instead; None for the same.
-    """
-
-    name: str
-    preset: Value
-    search: Range | Choice | None
-    help: str
-    allowed: Range | Choice | None
-    scratch: Value | None = None
-    scratch_fixed: bool = False
-    text: tuple[Value, Range] | None = None
-
-    def of(self, modality: str) -> Setting:
-        """Return the setting as it is for a modality."""
-        if modality != "text" or self.text is None:
-            return self
-        return replace(self, preset=self.text[0], search=self.text[1])
-
-
-SETTINGS: tuple[Setting, ...] = (
-    Setting(
-        "learning_rate",
-        3e-4,
-        Range(1e-5, 1e-2, log=True),
-        "peak learning rate of the backbone",
-        Range(1e-8, 10.0),
-        1e-3,
-        # BERT's own advice is 2e-5 to 5e-5 for all layers; here the layers below the last get less, by `layer_decay`
-        text=(1e-4, Range(5e-6, 5e-4, log=True)),
-    ),
-    Setting(
-        "head_multiplier",
-        10.0,
-        Range(1.0, 30.0, log=True),
-        "the head's learning rate over the backbone's",
-        Range(1e-3, 1e4),
-        1.0,
-        scratch_fixed=True,
-    ),
-    Setting(
-        "freeze_depth",
-        0,
-        Range(0, math.inf, integer=True),
-        "stages frozen, counted from the input",
-        None,
-        0,
-        scratch_fixed=True,
-    ),
-    Setting(
-        "layer_decay",
-        0.9,
-        Range(0.6, 1.0),
-        "factor on the learning rate from each stage to the one before it",
-        Range(0.0, 1.0),
-        1.0,
-        scratch_fixed=True,
-    ),
-    Setting(
-        "weight_decay", 1e-2, Range(1e-5, 1e-1, log=True), "decoupled weight decay, not on norms and biases", Range(0.0, 1.0)
-    ),
-    Setting(
-        "head_start",
-        FRESH,
-        Choice((FRESH, PROBE)),
-        "what the head starts from: random weights, or those of the linear probe; `fresh` where there is no probe",
-        Choice((FRESH, PROBE)),
-        FRESH,
-        scratch_fixed=True,
-    ),
-)
+NEEDS = {
+    "batch_norm": "a backbone with BatchNorm",
+    "stochastic_depth": "a backbone with layers for stochastic depth",
+    "embeddings": "a backbone with word embeddings",
+    "divergence": "a task that says how far two outputs are apart",
+}
 
 
 @dataclass(frozen=True)
@@ -118,6 +44,10 @@ class Space:
             searched as `freeze_fraction` of the stages when the backbones differ in how many they have.
         preset: The preset's values by name.
         heads: For each backbone the name of the file with its probe's head, or None; empty where nothing was probed.
+        when: For a setting that has not always an effect, another one, and the values of that with which it has.
+        lacking: For each backbone, the settings that have no effect on it; empty for none.
+        idle: Values of settings where they have no effect.
+        extra: Those that are searched only because the space is the full one.
     """
 
     backbones: tuple[Backbone, ...]
@@ -125,6 +55,10 @@ class Space:
     parameters: Mapping[str, Searched]
     preset: Mapping[str, Value]
     heads: tuple[str | None, ...] = ()
+    when: Mapping[str, tuple[str, tuple[Value, ...]]] = field(default_factory=dict)
+    lacking: tuple[frozenset[str], ...] = ()
+    idle: Mapping[str, Value] = field(default_factory=dict)
+    extra: frozenset[str] = frozenset()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -143,10 +77,32 @@ class Space:
 
     def preset_of(self, backbone: int) -> dict[str, Value]:
         """Return the preset as values for Optuna, for one of the backbones; only what is searched."""
-        values = {name: self.preset[name] for name, what in self.parameters.items() if isinstance(what, Range | Choice)}
+        values = {
+            name: place_of(what, self.preset[name])
+            for name, what in self.parameters.items()
+            if isinstance(what, Range | Choice)
+        }
         if len(self.backbones) > 1:
             values["backbone"] = self.labels[backbone]
         return values
+
+    def effective(self, backbone: int, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Return a candidate's values with those that have no effect at their idle value."""
+        lacking = self.lacking[backbone] if self.lacking else frozenset()
+        found = {name: self.idle[name] if name in lacking else value for name, value in values.items()}
+        for name, (other, having) in self.when.items():
+            if found[other] not in having:
+                found[name] = self.idle[name]
+        return found
+
+    def told(self, candidate: Candidate) -> dict[str, Value]:
+        """Return what is worth telling of a candidate: what is searched, of extra settings only those unlike the preset."""
+        searched = {"freeze_depth" if name == "freeze_fraction" else name for name in self.preset_of(0)} - {"backbone"}
+        return {
+            name: value
+            for name, value in candidate.values.items()
+            if name in searched and (name not in self.extra or value != self.preset[name])
+        }
 
 
 @dataclass(frozen=True)
@@ -164,33 +120,43 @@ class Candidate:
     head: str | None = None
 
 
-def names(head: Head) -> frozenset[str]:
-    """Return every name that `space:` of a study may hold for a head."""
-    return frozenset(setting.name for setting in SETTINGS) | {knob.name for knob in head.knobs} | {"augmentation"}
+def names(head: Head, strategies: Collection[Strategy] = ()) -> frozenset[str]:
+    """Return every name that `space:` of a study may hold for a head, and some strategies."""
+    knobs = [*head.knobs, *(knob for strategy in strategies for knob in strategy.knobs)]
+    return frozenset(setting.name for setting in SETTINGS) | {knob.name for knob in knobs}
 
 
-def check_values(wanted: Mapping[str, Searched], head: Head, *, policies: Sequence[str] | None = None) -> list[Problem]:
+def check_values(
+    wanted: Mapping[str, Searched],
+    head: Head,
+    *,
+    policies: Sequence[str] | None = None,
+    strategies: Collection[Strategy] = (),
+) -> list[Problem]:
     """Return what is wrong with the values that a study's `space` asks for; the freeze depth needs the backbones.
 
     Args:
         wanted: What the study says, by name.
         head: Its knobs' limits count.
         policies: Known augmentation policies, or None where they are not known yet.
+        strategies: Those of plugins.
     """
     allowed: dict[str, Range | Choice] = {setting.name: setting.allowed for setting in SETTINGS if setting.allowed}
-    allowed |= {knob.name: knob.allowed for knob in head.knobs}
+    allowed |= {knob.name: knob.allowed for knob in (*head.knobs, *knobs_of(strategies))}
+    allowed["strategy"] = Choice((BY_NAME["strategy"].preset, *(strategy.name for strategy in strategies)))
     if policies is not None:
         allowed["augmentation"] = Choice(tuple(policies))
     problems = []
     for name, what in wanted.items():
-        if name not in allowed:
+        if name not in allowed or what in (AS_PRESET, AS_SEARCHED):
             continue
         limits = allowed[name]
         asked = [what.low, what.high] if isinstance(what, Range) else what.values if isinstance(what, Choice) else (what,)
         wrong = [value for value in asked if not _within(value, limits, ranged=isinstance(what, Range))]
         if wrong:
+            whole = "a whole number" if isinstance(limits, Range) and limits.integer else "a number"
             rule = (
-                f"a number from {limits.low:g} to {limits.high:g}"
+                f"{whole} from {limits.low:g} to {limits.high:g}"
                 if isinstance(limits, Range)
                 else f"one of {', '.join(map(str, limits.values))}"
             )
@@ -198,10 +164,22 @@ def check_values(wanted: Mapping[str, Searched], head: Head, *, policies: Sequen
     return problems
 
 
+def knobs_of(strategies: Collection[Strategy]) -> tuple[Knob, ...]:
+    """Return the knobs that strategies add, each with the names of those it is for; equal knobs of several are one."""
+    found: dict[str, Knob] = {}
+    for strategy in strategies:
+        for knob in strategy.knobs:
+            having = (*(found[knob.name].when or ("", ()))[1], strategy.name) if knob.name in found else (strategy.name,)
+            found[knob.name] = replace(knob, when=("strategy", having))
+    return tuple(found.values())
+
+
 def _within(value: Value, limits: Range | Choice, *, ranged: bool) -> bool:
     if isinstance(limits, Choice):
         return not ranged and value in limits.values
-    return isinstance(value, int | float) and not isinstance(value, bool) and limits.low <= value <= limits.high
+    if not isinstance(value, int | float) or isinstance(value, bool) or (limits.integer and value != int(value)):
+        return False
+    return limits.low <= value <= limits.high
 
 
 def shared_policies(backbones: Sequence[Backbone]) -> tuple[str, ...]:
@@ -228,38 +206,74 @@ def build_space(
     *,
     augmentation: str,
     heads: Sequence[str | None] | None = None,
+    level: Level = "small",
+    trainer: Mapping[str, Value] | None = None,
+    fixed: Collection[str] = (),
+    traits: Sequence[Collection[Trait]] | None = None,
+    strategies: Collection[Strategy] = (),
+    samples: int | None = None,
 ) -> tuple[Space, list[Problem]]:
-    """Combine the defaults with a study's `space`.
+    """Combine the table's settings with a study's `space`.
 
     Args:
-        wanted: What the study says, by name; a bare value fixes a setting.
+        wanted: What the study says, by name; a bare value fixes a setting, as the word `preset` does, and `search` searches
+            what the table says.
         head: Adds its knobs.
         backbones: Candidates, at least one.
         stages: Their numbers of stages.
         augmentation: The policy that `trainer.augmentation` names; `space.augmentation` wins over it.
         heads: For each backbone the file with its probe's head, or None where the probe gave none; None where the backbones
             are not probed yet: then `head_start` is fixed, and what the study says of it not judged.
+        level: `small` or `full`.
+        trainer: Presets of the settings that the study's `trainer` section has too.
+        fixed: Those of them that it fixes.
+        traits: What each backbone has that some settings need; None where that is not known, and nothing is judged by it.
+        strategies: Those of plugins; the study's `space.strategy` says which are tried.
+        samples: Of the training split, which no batch can exceed.
 
     Returns:
         The space, and what is wrong with `wanted`; the space must not be used where anything is.
     """
     scratch = all(backbone.weights == "none" for backbone in backbones)
+    modality, policies = backbones[0].modality, shared_policies(backbones)
+    given: Mapping[str, Value] = {**(trainer or {}), "augmentation": augmentation}
+    table = [_adapted(setting.of(modality), given, policies, samples) for setting in SETTINGS]
+    known: Sequence[Collection[Trait] | None] = traits if traits is not None else [None] * len(backbones)
+    lacking = [frozenset(_why_idle(table, head, modality, own)) for own in known]
+    nowhere = frozenset.intersection(*lacking)
     parameters: dict[str, Searched] = {}
     preset: dict[str, Value] = {}
-    for setting in (setting.of(backbones[0].modality) for setting in SETTINGS):
+    usual: dict[str, Range | Choice] = {}
+    extra: set[str] = set()
+    for setting in table:
         preset[setting.name] = setting.scratch if scratch and setting.scratch is not None else setting.preset
-        fixed = setting.search is None or (scratch and setting.scratch_fixed)
-        parameters[setting.name] = preset[setting.name] if fixed or setting.search is None else setting.search
-    for knob in head.knobs:
+        usual[setting.name] = setting.search
+        parameters[setting.name] = preset[setting.name]
+        out = setting.name in nowhere or setting.name in fixed or (scratch and setting.scratch_fixed)
+        if setting.level in ("small", level) and not out and _is_open(setting.search):
+            parameters[setting.name] = setting.search
+            if setting.level == "full":
+                extra.add(setting.name)
+    for knob in (*head.knobs, *knobs_of(strategies)):
         preset[knob.name] = knob.default
         parameters[knob.name] = knob.default if knob.search is None else knob.search
-    preset["augmentation"] = parameters["augmentation"] = augmentation
+        usual[knob.name] = knob.search or _usual(knob.allowed)
+    idle = dict(preset)
     able = bool(heads) and all(heads or ())
     if not able:
         parameters["head_start"] = FRESH
-    parameters.update({name: what for name, what in wanted.items() if able or name != "head_start"})
-    problems = check_values(wanted, head, policies=shared_policies(backbones))
+    for name, what in wanted.items():
+        if (not able and name == "head_start") or name not in parameters:
+            continue
+        parameters[name] = preset[name] if what == AS_PRESET else usual[name] if what == AS_SEARCHED else what
+        extra.discard(name)
+    problems = check_values(wanted, head, policies=policies, strategies=strategies)
     problems += _resolve_depth(parameters, preset, backbones, stages)
+    problems += [
+        Problem(f"space.{name}", f"needs {why}", hint="leave it out")
+        for name, why in _why_idle(table, head, modality, frozenset().union(*traits) if traits is not None else None).items()
+        if name in wanted and wanted[name] not in (AS_PRESET, idle[name])
+    ]
     asked = wanted.get("head_start", FRESH)
     if (
         heads is not None
@@ -267,18 +281,69 @@ def build_space(
         and not problems
         and PROBE in (asked.values if isinstance(asked, Choice) else (asked,))
     ):
-        lacking = next((one.name for one, head in zip(backbones, heads, strict=True) if head is None), "any backbone")
+        lacks = next((one.name for one, head in zip(backbones, heads, strict=True) if head is None), "any backbone")
         problems.append(
             Problem(
                 "space.head_start",
-                f"must be `fresh`, since no probe of {lacking} has a head to start from",
+                f"must be `fresh`, since no probe of {lacks} has a head to start from",
                 hint="see `probe.json` in the run folder for the reason, and `search.probe`",
             )
         )
     if not problems:  # a range over words, say, would have nowhere to move its preset to
         for name, what in parameters.items():
             preset[name] = _into(what, preset[name])
-    return Space(tuple(backbones), tuple(stages), parameters, preset, tuple(heads or ())), problems
+    when = {setting.name: setting.when for setting in table if setting.when is not None}
+    when |= {knob.name: knob.when for knob in (*head.knobs, *knobs_of(strategies)) if knob.when is not None}
+    space = Space(
+        tuple(backbones),
+        tuple(stages),
+        parameters,
+        preset,
+        tuple(heads or ()),
+        when,
+        tuple(lacking),
+        idle,
+        frozenset(extra),
+    )
+    return space, problems
+
+
+def _adapted(setting: Setting, given: Mapping[str, Value], policies: Sequence[str], samples: int | None) -> Setting:
+    """Return a setting with its preset from the study's `trainer` section, and its range by what there is."""
+    if setting.trainer and setting.name in given:
+        setting = replace(setting, preset=given[setting.name])
+    if setting.name == "augmentation":
+        assert isinstance(setting.search, Choice)
+        return replace(setting, search=Choice(tuple(each for each in setting.search.values if each in policies)))
+    if setting.name == "batch_size":
+        size = int(setting.preset)
+        most = min(2 * size, samples or 2 * size)
+        return replace(setting, search=Range(max(1, size // 2), most, log=True, integer=True))
+    return setting
+
+
+def _is_open(search: Range | Choice) -> bool:
+    """Return whether there is more than one value to choose from."""
+    return search.low < search.high if isinstance(search, Range) else len(search.values) > 1
+
+
+def _usual(allowed: Range | Choice) -> Range | Choice:
+    """Return what is searched of a knob that is fixed as a rule, where a study says `search`: all that is allowed."""
+    return allowed
+
+
+def _why_idle(table: Sequence[Setting], head: Head, modality: str, traits: Collection[Trait] | None) -> dict[str, str]:
+    """Return the settings that have no effect on a backbone, each with what it needs."""
+    found = {}
+    for setting in table:
+        if setting.modality not in (None, modality):
+            found[setting.name] = f"{setting.modality} data, but this is {modality} data"
+        elif setting.needs == "divergence":
+            if head.divergence is None:
+                found[setting.name] = f"{NEEDS['divergence']}, but {head.name} does not"
+        elif setting.needs is not None and traits is not None and setting.needs not in traits:
+            found[setting.name] = f"{NEEDS[setting.needs]}, but there is none"
+    return found
 
 
 def suggest(trial: optuna.Trial | optuna.trial.FixedTrial, space: Space) -> Candidate:
@@ -291,10 +356,13 @@ def suggest(trial: optuna.Trial | optuna.trial.FixedTrial, space: Space) -> Cand
         index = space.labels.index(trial.suggest_categorical("backbone", list(space.labels)))
     values: dict[str, Value] = {}
     for name, what in space.parameters.items():
-        if isinstance(what, Range) and what.integer:
-            values[name] = trial.suggest_int(name, int(what.low), int(what.high), log=what.log)
-        elif isinstance(what, Range):
-            values[name] = trial.suggest_float(name, what.low, what.high, log=what.log)
+        if isinstance(what, Range):
+            low, high = scale_of(what)
+            if what.integer:
+                found: Value = trial.suggest_int(name, int(low), int(high), log=what.log)
+            else:
+                found = trial.suggest_float(name, low, high, log=what.log)
+            values[name] = 0.0 if what.or_zero and float(found) < what.low else found
         elif isinstance(what, Choice):
             values[name] = trial.suggest_categorical(name, list(what.values))  # type: ignore[assignment]
         else:
@@ -303,15 +371,34 @@ def suggest(trial: optuna.Trial | optuna.trial.FixedTrial, space: Space) -> Cand
         values["freeze_depth"] = round(float(values.pop("freeze_fraction")) * space.stages[index])
     elif values["freeze_depth"] == ALL:
         values["freeze_depth"] = space.stages[index]
+    values = space.effective(index, values)
     return Candidate(index, values, space.heads[index] if values["head_start"] == PROBE else None)
 
 
+def scale_of(what: Range) -> tuple[float, float]:
+    """Return the ends of the scale that Optuna samples; with `or_zero`, a quarter of it lies below `low`, for 0."""
+    if not what.or_zero:
+        return what.low, what.high
+    more = OFF_SHARE / (1 - OFF_SHARE)
+    if what.log:
+        return what.low * (what.low / what.high) ** more, what.high
+    return what.low - (what.high - what.low) * more, what.high
+
+
+def place_of(what: Searched, value: Value) -> Value:
+    """Return where a value lies on the scale that Optuna samples; 0 is in the middle of the part that stands for it."""
+    if not isinstance(what, Range) or not what.or_zero or value != 0:
+        return value
+    low, _ = scale_of(what)
+    return math.sqrt(low * what.low) if what.log else (low + what.low) / 2
+
+
 def train_config(candidate: Candidate, head: Head, base: Mapping[str, Any]) -> TrainConfig:
-    """Make the trainer's configuration of a candidate and the study's fixed `trainer` settings."""
-    own = {setting.name for setting in SETTINGS} - {"head_start"}
+    """Make the trainer's configuration of a candidate; `base` has what no trial changes."""
+    own = {each.name for each in fields(TrainConfig)} - {"head_start", "knobs"}
     values = {name: value for name, value in candidate.values.items() if name in own}
-    knobs = {knob.name: candidate.values[knob.name] for knob in head.knobs}
-    return TrainConfig(**values, **base, knobs=knobs, head_start=candidate.head)  # type: ignore[arg-type]
+    others = {name: value for name, value in candidate.values.items() if name not in BY_NAME}
+    return TrainConfig(**{**base, **values}, knobs=others, head_start=candidate.head)
 
 
 def _resolve_depth(
@@ -347,6 +434,8 @@ def _resolve_depth(
 def _into(what: Searched, preset: Value) -> Value:
     """Move a preset's value into what the study searches."""
     if isinstance(what, Range):
+        if what.or_zero and preset == 0:
+            return preset
         value = min(max(float(preset), what.low), what.high)
         return round(value) if what.integer else value
     if isinstance(what, Choice):

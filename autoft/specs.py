@@ -63,6 +63,7 @@ class Knob:
         search: What is searched when the study says nothing; None keeps the default fixed.
         help: One line for the documentation.
         allowed: What a study may ask for: the limits of a number, or the words of a choice.
+        when: Another setting, and the values of it with which this one has an effect; None for always.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Knob:
     search: Range | Choice | None
     help: str
     allowed: Range | Choice
+    when: tuple[str, tuple[str | int | float | bool, ...]] | None = None
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -339,6 +341,49 @@ class BackboneFamily:
     presets: Callable[[str, str, str], Sequence[str]] = lambda modality, preset, task: ()
 
 
+# --- strategies -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A backbone's module as a strategy trains it.
+
+    Attributes:
+        module: The module, changed in place or wrapped.
+        stages: A partition of all its parameters; what a strategy adds belongs to the stage of the layer that it adapts.
+        trained: Names of the parameters that may be trained; all others stay as they are.
+    """
+
+    module: nn.Module
+    stages: tuple[Stage, ...]
+    trained: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to train the stages that are not frozen with few parameters, such as LoRA.
+
+    Attributes:
+        name: The word in `space.strategy` of a study.
+        check: Returns why a backbone's built module cannot be trained so, or None where it can.
+        apply: Adds what is trained, `(module, stages, depth, knobs) -> Adapted`; only in stages from `depth` on, so that the
+            outputs of the stages before stay what they were. Drawn from torch's generator, which is seeded.
+        merge: Returns the module that is scored and exported, from a trained one; may change what it is given. Where the
+            strategy can be merged into the weights, it is a module with the backbone's own parameters.
+        files: The adapter alone, as files by name; called before `merge`.
+        knobs: Settings that it adds to the search; they have an effect on its trials alone.
+        help: One line for `autoft plugins`.
+    """
+
+    name: str
+    check: Callable[[Backbone, nn.Module], str | None]
+    apply: Callable[[nn.Module, tuple[Stage, ...], int, Mapping[str, Any]], Adapted]
+    merge: Callable[[nn.Module], nn.Module]
+    files: Callable[[nn.Module], Mapping[str, bytes]]
+    knobs: tuple[Knob, ...] = ()
+    help: str = ""
+
+
 # --- heads ----------------------------------------------------------------------------------------
 
 
@@ -393,8 +438,8 @@ class Head:
             validation split; returns the targets with them. None where there is nothing.
         draw_weights: How often each training sample is to be drawn in proportion to the others, `(encoded targets, targets,
             knobs) -> weights (N,)`, or None for every sample once an epoch.
-        divergence: How far two outputs for the same batch are apart, `(outputs, outputs, encoded targets) -> scalar tensor`,
-            symmetric, its mean over the batch; what R-Drop makes small. None: R-Drop cannot be used with this head.
+        divergence: How far two outputs for the same batch are apart, `(outputs, outputs, encoded targets, targets) ->
+            scalar tensor`, symmetric, its mean over the batch; what R-Drop makes small. None: there is no R-Drop.
         knobs: Settings it adds to training and to the search.
         runtime: The script of its bundles where that of the backbone's preprocessing does not know its answers; or None.
         help: One line for `autoft plugins`.
@@ -417,7 +462,7 @@ class Head:
     stratify: Callable[[Sequence[Any]], Sequence[str]] | None = None
     tune: Callable[[Any, Any, Targets], Targets] | None = None
     draw_weights: Callable[[Any, Targets, Mapping[str, Any]], np.ndarray | None] = lambda encoded, targets, knobs: None
-    divergence: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    divergence: Callable[[Tensor, Tensor, Tensor, Targets], Tensor] | None = None
     knobs: tuple[Knob, ...] = field(default=())
     runtime: Path | None = None
     help: str = ""

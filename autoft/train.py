@@ -100,6 +100,8 @@ class TrainConfig:
         mixup: Alpha of mixup; 0 for none.
         cutmix: Alpha of cutmix; 0 for none.
         erasing: How often a part of an image is erased.
+        strategy: How the stages that are not frozen are trained: `full`, or the name of a plugin's `Strategy`, whose knobs
+            are among `knobs`. Whoever builds the model heeds it.
     """
 
     learning_rate: float
@@ -136,6 +138,7 @@ class TrainConfig:
     mixup: float = 0.0
     cutmix: float = 0.0
     erasing: float = 0.0
+    strategy: str = "full"
 
     @property
     def passes(self) -> int:

@@ -14,9 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DatabaseError
 
 from autoft.errors import RunError, first_line
+from autoft.knobs import FRESH, PROBE
 from autoft.promotion import Progress
 from autoft.runfolder import STUDY
-from autoft.space import FRESH, PROBE, Space, suggest
+from autoft.space import Space, suggest
 from autoft.specs import Choice, Direction, is_better
 from autoft.worker import is_full_disk
 
@@ -236,9 +237,10 @@ class Trials:
         return self._study.get_trials(deepcopy=False, states=states or None)
 
     def twin(self, trial: optuna.Trial) -> FrozenTrial | None:
-        """Return a finished trial with exactly the same parameters."""
+        """Return a finished trial that is trained in exactly the same way."""
+        own = suggest(optuna.trial.FixedTrial(trial.params), self._space)
         for other in self.all(TrialState.COMPLETE):
-            if other.number != trial.number and other.params == trial.params:
+            if other.number != trial.number and suggest(optuna.trial.FixedTrial(other.params), self._space) == own:
                 return other
         return None
 

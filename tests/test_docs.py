@@ -34,8 +34,8 @@ from autoft.augment import POLICIES
 from autoft.builtin import heads, transformers
 from autoft.config.schema import SECTIONS, StudyConfig
 from autoft.events import Event
+from autoft.knobs import SETTINGS
 from autoft.prepare import SUGGESTED_MILLIONS_TEXT
-from autoft.space import SETTINGS
 from autoft.specs import Choice, Range
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,24 +98,37 @@ def limits(what: Range | Choice | None, otherwise: str) -> str:
     if isinstance(what, Choice):
         return ", ".join(f"`{value}`" for value in what.values)
     high = "all" if what.high == float("inf") else f"{what.high:g}"
-    return f"{what.low:g} to {high}{', log' if what.log else ''}"
+    return f"{'0, or ' if what.or_zero else ''}{what.low:g} to {high}{', log' if what.log else ''}"
 
 
 def space() -> str:
-    """Every setting that `space` may hold, with the tasks that have it, preset, default search and limits."""
+    """Every setting that `space` may hold: what has it, preset, range, in which space it is searched, limits and source."""
 
     def also_of_texts(value: str, of_texts: str) -> str:
         return value if of_texts == value else f"{value}; of texts {of_texts}"
 
+    needs = {
+        "batch_norm": "backbones with BatchNorm",
+        "stochastic_depth": "backbones with residual branches",
+        "embeddings": "texts",
+        "divergence": "all but plugins' tasks without `divergence`",
+    }
+    unlimited = {"freeze_depth": "0 to `all`", "augmentation": "the backbone's policies", "strategy": "those installed"}
+
+    def effect(when: tuple[str, tuple[object, ...]] | None) -> str:
+        return "" if when is None else f"; with `{when[0]}` {' or '.join(f'`{value}`' for value in when[1])}"
+
     rows = [
         (
             f"`{setting.name}`",
-            "all",
+            needs[setting.needs] if setting.needs else f"{setting.modality}s" if setting.modality else "all",
             also_of_texts(plain(setting.preset), plain(setting.of("text").preset)),
             also_of_texts(limits(setting.search, "no"), limits(setting.of("text").search, "no")),
-            limits(setting.allowed, "0 to `all`" if setting.name == "freeze_depth" else "any"),
+            setting.level if setting.level != "small" else "small, full",
+            limits(setting.allowed, unlimited.get(setting.name, "any")),
             "" if setting.scratch is None else plain(setting.scratch) + (", fixed" if setting.scratch_fixed else ""),
-            setting.help,
+            setting.help + effect(setting.when),
+            setting.source,
         )
         for setting in SETTINGS
     ]
@@ -130,17 +143,17 @@ def space() -> str:
             f"`{knob.name}`",
             "all" if len(having) == len(offered) else ", ".join(having),
             plain(knob.default),
-            limits(knob.search, "no"),
+            limits(knob.search, limits(knob.allowed, "no")),
+            "asked" if knob.search is None else "small, full",
             limits(knob.allowed, "any"),
             "",
-            knob.help,
+            knob.help + effect(knob.when),
+            "",
         )
         for knob, having in tasks.items()
     ]
-    policies = ", ".join(f"`{policy}`" for policy in POLICIES)
-    trainer = StudyConfig.model_fields["trainer"].default.augmentation
-    rows.append(("`augmentation`", "all", plain(trainer), "no", policies, "", "policy of random changes to training images"))
-    return table(("name", "tasks", "preset", "searched", "allowed", "from scratch", "meaning"), rows)
+    heading = ("name", "has an effect on", "preset", "range", "space", "allowed", "from scratch", "meaning", "source")
+    return table(heading, rows)
 
 
 def signature(function: Callable[..., Any]) -> str:

@@ -236,11 +236,11 @@ def test_defaults_lie_within_their_own_limits() -> None:
 
 def test_candidate_becomes_a_training_configuration() -> None:
     (first,) = ask(space_of({"learning_rate": 1e-3, "dropout": 0.3}), 1, enqueue=True)
-    config = train_config(first, HEAD, {"epochs": 5, "batch_size": 16, "seed": 3})
+    config = train_config(first, HEAD, {"epochs": 5, "seed": 3})
     assert config == TrainConfig(
         learning_rate=1e-3,
         epochs=5,
-        batch_size=16,
+        batch_size=32,
         seed=3,
         freeze_depth=0,
         head_multiplier=10.0,

@@ -248,6 +248,8 @@ class SearchConfig(Section):
         trials: Trials at most.
         time_limit: Seconds at most, over all sessions of the run; None for no limit.
         metric: The metric to optimize, or None for the task's own choice.
+        space: What is searched of all that `space` does not name: `small` for what matters in most cases, or `full` for
+            every well-founded method that fits.
         seed: Decides the sampler and the training of every trial.
         prune: Whether trials that fall behind are stopped early.
         probe: Whether linear and nearest-neighbour probes of the candidate backbones come first.
@@ -263,6 +265,7 @@ class SearchConfig(Section):
     trials: Annotated[Whole, Field(ge=1)] = 20
     time_limit: Annotated[float | None, BeforeValidator(_seconds)] = None
     metric: Text | None = None
+    space: Literal["small", "full"] = "small"
     seed: Seed = 0
     prune: Flag = True
     probe: Flag = True
@@ -435,6 +438,7 @@ class RangeEntry(Section):
     low: Number
     high: Number
     log: Flag = False
+    or_zero: Flag = False
 
     @field_validator("high")
     @classmethod
@@ -494,7 +498,7 @@ def parse_entry(name: str, raw: object) -> SpaceEntry:
             return Choice(entry.choices)
         is_depth = isinstance(entry, _DepthRangeEntry)
         high = int(entry.high) if is_depth and entry.high < math.inf else entry.high
-        return Range(entry.low, high, log=entry.log, integer=is_depth)
+        return Range(entry.low, high, log=entry.log, integer=is_depth, or_zero=entry.or_zero)
     if raw is None or isinstance(raw, Mapping | list):
         raise _invalid(
             f"must be a value, `{{low: .., high: ..}}` or `{{choices: [..]}}`, but got {shown(raw)}",
@@ -508,7 +512,8 @@ def parse_entry(name: str, raw: object) -> SpaceEntry:
 def _plain_entry(entry: SpaceEntry) -> object:
     """Return an entry of the space as a study file writes it; the inverse of `parse_entry`."""
     if isinstance(entry, Range):
-        return {"low": entry.low, "high": ALL if entry.high == math.inf else entry.high, "log": entry.log}
+        plain = {"low": entry.low, "high": ALL if entry.high == math.inf else entry.high, "log": entry.log}
+        return {**plain, "or_zero": True} if entry.or_zero else plain
     return {"choices": list(entry.values)} if isinstance(entry, Choice) else entry
 
 

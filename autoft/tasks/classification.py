@@ -10,6 +10,7 @@ from autoft.errors import DataError, nearest
 from autoft.files import natural_key
 from autoft.specs import Head, Knob, Range, Targets
 from autoft.tasks import imbalance
+from autoft.tasks.divergence import of_classes
 from autoft.tasks.numeric import finite, linear_head
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def head(name: str, modality: str | None, help: str) -> Head:
         report=report,
         stratify=list,
         draw_weights=draw_weights,
+        divergence=of_classes,
         knobs=KNOBS,
         help=help,
     )

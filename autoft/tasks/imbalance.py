@@ -27,6 +27,7 @@ GAMMA = Knob(
     None,
     "with `imbalance: focal`, how much less well-learned samples count (arXiv:1708.02002); 0 is none",
     Range(0.0, 10.0),
+    when=("imbalance", ("focal",)),
 )
 KNOBS = (Knob("imbalance", "none", None, _MEANING, Choice(("none", "weights", "focal", "resample"))), GAMMA)
 # a text is drawn as a whole, and nearly every text has common tags: drawing some more often would hardly change the shares

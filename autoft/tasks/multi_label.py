@@ -14,6 +14,7 @@ from autoft.files import natural_key
 from autoft.specs import Head, Targets
 from autoft.tasks import imbalance
 from autoft.tasks.classification import DROPOUT, check_known
+from autoft.tasks.divergence import of_labels
 from autoft.tasks.numeric import finite, linear_head, quotient, ranks
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def head(name: str, modality: str | None, help: str) -> Head:
         stratify=stratify,
         tune=tune,
         draw_weights=draw_weights,
+        divergence=of_labels,
         knobs=KNOBS,
         help=help,
     )

@@ -11,6 +11,7 @@ import numpy as np
 from autoft.errors import DataError
 from autoft.specs import Choice, Head, Knob, Targets
 from autoft.tasks.classification import DROPOUT
+from autoft.tasks.divergence import of_values
 from autoft.tasks.numeric import constant, finite, is_constant, linear_head, pearson, spearman
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def head(name: str, modality: str | None, help: str, *, bounded: bool = False) -
         answer="values",
         scores=None,
         stratify=stratify,
+        divergence=of_values,
         knobs=KNOBS,
         help=help,
     )

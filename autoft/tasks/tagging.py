@@ -13,6 +13,7 @@ from autoft.files import natural_key
 from autoft.specs import Head, Targets
 from autoft.tasks import imbalance
 from autoft.tasks.classification import DROPOUT, check_known
+from autoft.tasks.divergence import of_classes
 from autoft.tasks.entities import OUTSIDE, Counts, Scheme, count, find_spans, is_prefixed, read_scheme, split_tag
 from autoft.tasks.numeric import finite, linear_head
 
@@ -48,6 +49,7 @@ def head(name: str, modality: str | None, help: str) -> Head:
         report=report,
         answer="entities",
         stratify=stratify,
+        divergence=of_classes,
         knobs=KNOBS,
         help=help,
     )
