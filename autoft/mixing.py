@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_ATTEMPTS = 10  # timm's and the paper's loop, drawn at once
+
 
 @dataclass(frozen=True)
 class Mixed:
@@ -61,24 +63,36 @@ def mixed_loss(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, wanted
 def erase(images: Tensor, probability: float) -> Tensor:
     """Return images with one rectangle of some of them replaced by normal noise.
 
-    As timm's `RandomErasing(mode="pixel")`: of 2 to 33 % of the area, with an aspect ratio of 0.3 to 3.3.
+    As timm's `RandomErasing(mode="pixel")`: of 2 to 33 % of the area, with an aspect ratio of 0.3 to 3.3; where no box of ten
+    is smaller than the image, it is left alone.
 
     Args:
         images: `(N, C, H, W)`, normalized; not changed.
         probability: For each image.
     """
     count, _, height, width = images.shape
-    chosen, area, ratio, y, x = torch.rand(5, count)
-    ratio = torch.exp((2 * ratio - 1) * math.log(1 / 0.3))
+    chosen, y, x = torch.rand(3, count)
+    area, ratio = torch.rand(2, _ATTEMPTS, count)
     area = (0.02 + area * (1 / 3 - 0.02)) * height * width
-    tall = (area * ratio).sqrt().round().clamp(1, height)
-    wide = (area / ratio).sqrt().round().clamp(1, width)
+    ratio = torch.exp((2 * ratio - 1) * math.log(1 / 0.3))
+    tall, wide = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (tall < height) & (wide < width)
+    rows = ((chosen < probability) & fits.any(dim=0)).nonzero()[:, 0]
+    if not len(rows):
+        return images
+    first = fits.int().argmax(dim=0, keepdim=True)
+    tall, wide = tall.gather(0, first)[0], wide.gather(0, first)[0]
     top, left = ((height - tall + 1) * y).floor(), ((width - wide + 1) * x).floor()
-    rows, columns = torch.arange(height), torch.arange(width)
-    down = (rows >= top[:, None]) & (rows < (top + tall)[:, None])
-    across = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
-    box = down[:, None, :, None] & across[:, None, None, :] & (chosen < probability)[:, None, None, None]
-    return torch.where(box.to(images.device, non_blocking=True), torch.randn_like(images), images)
+    # the numbers go to the device, and the boxes are made there: they are as large as the images
+    bounds = torch.stack([top, top + tall, left, left + wide])[:, rows, None].to(images.device, non_blocking=True)
+    rows = rows.to(images.device, non_blocking=True)
+    down, across = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    inside = ((down >= bounds[0]) & (down < bounds[1]))[:, None, :, None]
+    inside = inside & ((across >= bounds[2]) & (across < bounds[3]))[:, None, None, :]
+    picked = images[rows]
+    erased = images.clone()
+    erased[rows] = torch.where(inside, torch.randn_like(picked), picked)
+    return erased
 
 
 def _mixup(images: Tensor, alpha: float) -> Mixed:
@@ -91,7 +105,7 @@ def _cutmix(images: Tensor, alpha: float) -> Mixed:
     """Put a box of another image into each; its sides are the root of the share, its center anywhere, as in the paper."""
     height, width = images.shape[-2:]
     cut = math.sqrt(1 - _beta(alpha))
-    y, x = int(torch.randint(height, ())), int(torch.randint(width, ()))
+    x, y = int(torch.randint(width, ())), int(torch.randint(height, ()))
     tall, wide = int(height * cut) // 2, int(width * cut) // 2
     top, bottom = max(0, y - tall), min(height, y + tall)
     left, right = max(0, x - wide), min(width, x + wide)

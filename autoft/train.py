@@ -381,12 +381,16 @@ def _count_statistics(
 ) -> None:
     """Count BatchNorm's running statistics anew over the training split: a mean of weights has none of its own.
 
-    As torch's `swa_utils.update_bn`. Layers whose statistics are frozen keep them.
+    As torch's `swa_utils.update_bn`, but without dropout, with which the statistics would not be those of evaluation. Layers
+    whose statistics are frozen keep them.
     """
     model.train()
     layers = [layer for layer in batch_norms(model) if layer.training]
     if not layers:
         return
+    model.eval()
+    for layer in layers:
+        layer.training = True
     before = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()  # type: ignore[operator]

@@ -11,8 +11,22 @@ import optuna
 import pytest
 
 from autoft.builtin.heads import autoft_heads
-from autoft.space import ALL, SETTINGS, Candidate, Searched, Space, build_space, check_values, names, suggest, train_config
-from autoft.specs import Backbone, BackboneRequest, Choice, Head, Range
+from autoft.knobs import BY_NAME, SETTINGS
+from autoft.space import (
+    ALL,
+    Candidate,
+    Searched,
+    Space,
+    build_space,
+    check_values,
+    knobs_of,
+    names,
+    place_of,
+    scale_of,
+    suggest,
+    train_config,
+)
+from autoft.specs import Backbone, BackboneRequest, Choice, Head, Knob, Range, Strategy
 from autoft.testing import toy
 from autoft.train import TrainConfig
 
@@ -297,3 +311,139 @@ def test_probes_head_that_is_not_there_cannot_be_asked_for(wanted: Searched) -> 
 def test_unknown_start_is_refused() -> None:
     (problem,) = problems_of({"head_start": "best"})
     assert "must be one of fresh, probe, but got 'best'" in problem
+
+
+# --- small and full, zero, settings without effect ---------------------------------------------------
+
+
+def test_full_space_searches_more_than_the_small_one_and_says_what() -> None:
+    small, full = space_of(), space_of(level="full")
+    more = set(full.preset_of(0)) - set(small.preset_of(0))
+    assert more == full.extra
+    assert {"l2_sp", "averaging", "mixup", "batch_size", "augmentation"} <= more
+    assert small.extra == frozenset()
+    assert not more & {"sam", "r_drop", "optimizer", "ema_decay"}  # only where asked
+    (first,) = ask(full, 1, enqueue=True)
+    assert first.values == ask(small, 1, enqueue=True)[0].values
+
+
+def test_zero_has_a_quarter_of_the_scale_and_the_rest_is_searched_as_ever() -> None:
+    for wanted in (Range(0.1, 10.0, log=True, or_zero=True), Range(0.5, 2.0, or_zero=True)):
+        found = [float(candidate.values["l2_sp"]) for candidate in ask(space_of({"l2_sp": wanted}), 400)]
+        off = [value for value in found if value == 0]
+        assert 60 < len(off) < 140
+        assert all(wanted.low <= value <= wanted.high for value in found if value)
+    found = [float(candidate.values["l2_sp"]) for candidate in ask(space_of({"l2_sp": Range(0.5, 2.0)}), 50)]
+    assert 0.0 not in found
+
+
+@pytest.mark.parametrize("what", [Range(1e-3, 10.0, log=True, or_zero=True), Range(0.5, 2.0, or_zero=True)])
+def test_zero_of_a_preset_is_zero_again_when_it_is_asked(what: Range) -> None:
+    low, high = scale_of(what)
+    assert low < float(place_of(what, 0.0)) < what.low
+    assert high == what.high
+    assert place_of(what, 0.7) == 0.7
+    (first,) = ask(space_of({"l2_sp": what}), 1, enqueue=True)
+    assert first.values["l2_sp"] == 0.0
+
+
+def test_words_leave_a_setting_out_or_take_it_in() -> None:
+    space = space_of({"layer_decay": "preset", "sam": "search", "imbalance": "search"})
+    assert space.parameters["layer_decay"] == 0.9
+    assert space.parameters["sam"] == BY_NAME["sam"].search
+    assert space.parameters["imbalance"] == Choice(("none", "weights", "focal", "resample"))
+    full = space_of({"mixup": "preset", "cutmix": Range(0.2, 0.3)}, level="full")
+    assert full.parameters["mixup"] == 0.0
+    assert full.parameters["cutmix"] == Range(0.2, 0.3)
+    assert not full.extra & {"mixup", "cutmix"}
+
+
+def test_setting_without_effect_has_its_idle_value_so_that_equal_trainings_are_equal() -> None:
+    space = space_of({"averaging": "search", "ema_decay": "search", "optimizer": "search", "momentum": "search"})
+    found = [candidate.values for candidate in ask(space, 120)]
+    assert {values["averaging"] for values in found} == {"none", "ema", "swa"}
+    assert len({values["ema_decay"] for values in found if values["averaging"] == "ema"}) > 20
+    assert {values["ema_decay"] for values in found if values["averaging"] != "ema"} == {0.99}
+    assert {values["momentum"] for values in found if values["optimizer"] == "adamw"} == {0.9}
+
+
+def test_setting_that_no_backbone_can_use_is_not_searched() -> None:
+    plain = space_of(backbones=(MLP,), level="full", traits=[frozenset()])
+    able = space_of(level="full", traits=[frozenset({"batch_norm", "stochastic_depth"})])
+    assert {"batch_norm", "stochastic_depth"} <= set(able.preset_of(0))
+    assert not {"batch_norm", "stochastic_depth"} & set(plain.preset_of(0))
+    assert isinstance(plain.parameters["l2_sp"], Range)
+
+
+def test_setting_that_one_backbone_lacks_has_no_effect_there() -> None:
+    space = space_of(backbones=(CONVNET, MLP), level="full", traits=[frozenset({"batch_norm"}), frozenset()])
+    found = ask(space, 80)
+    assert {candidate.values["batch_norm"] for candidate in found if candidate.backbone == 0} == {"train", "frozen"}
+    assert {candidate.values["batch_norm"] for candidate in found if candidate.backbone == 1} == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (
+            {"stochastic_depth": 0.1},
+            "space.stochastic_depth: needs a backbone with layers for stochastic depth, but there is none",
+        ),
+        ({"batch_norm": "frozen"}, "space.batch_norm: needs a backbone with BatchNorm, but there is none"),
+        ({"adversarial": 0.1}, "space.adversarial: needs text data, but this is image data"),
+        ({"schedule": "staircase"}, "space.schedule: must be one of cosine, linear, constant, wsd, but got 'staircase'"),
+        ({"batch_size": 7.5}, "space.batch_size: must be a whole number from 1 to 1e+06, but got 7.5"),
+        ({"strategy": "lora"}, "space.strategy: must be one of full, but got 'lora'"),
+    ],
+)
+def test_setting_that_cannot_have_an_effect_is_refused(wanted: Mapping[str, Searched], told: str) -> None:
+    _, (problem,) = build_space(wanted, HEAD, (CONVNET,), (4,), augmentation="light", traits=[frozenset()])
+    assert told in str(problem)
+
+
+def test_setting_that_has_no_effect_may_still_be_off() -> None:
+    wanted = {"stochastic_depth": 0.0, "batch_norm": "preset"}
+    assert build_space(wanted, HEAD, (CONVNET,), (4,), augmentation="light", traits=[frozenset()])[1] == []
+
+
+def test_batch_size_is_searched_around_the_chosen_one_within_the_samples() -> None:
+    space = space_of(level="full", trainer={"batch_size": 16}, samples=24)
+    assert space.parameters["batch_size"] == Range(8, 24, log=True, integer=True)
+    assert space.preset["batch_size"] == 16
+    sizes = {candidate.values["batch_size"] for candidate in ask(space, 100)}
+    assert all(type(size) is int for size in sizes)
+    assert len(sizes) > 8
+
+
+def test_what_the_trainer_section_says_is_not_searched() -> None:
+    space = space_of(level="full", trainer={"batch_size": 16, "warmup": 0.05}, fixed=["warmup"])
+    assert space.parameters["warmup"] == 0.05
+    assert isinstance(space.parameters["batch_size"], Range)
+    both = space_of({"warmup": Range(0.1, 0.2)}, level="full", trainer={"warmup": 0.05}, fixed=["warmup"])
+    assert both.parameters["warmup"] == Range(0.1, 0.2)
+
+
+def test_knobs_of_strategies_have_an_effect_only_with_them() -> None:
+    rank, alpha = (Knob(name, 8, Range(1, 64, log=True, integer=True), name, Range(1, 512)) for name in ("rank", "alpha"))
+
+    def strategy(name: str, *knobs: Knob) -> Strategy:
+        return Strategy(name, check=None, apply=None, merge=None, files=None, knobs=knobs)  # type: ignore[arg-type]
+
+    several = (strategy("lora", rank, alpha), strategy("dora", rank))
+    assert [knob.when for knob in knobs_of(several)] == [("strategy", ("lora", "dora")), ("strategy", ("lora",))]
+    space = space_of({"strategy": Choice(("full", "lora", "dora"))}, strategies=several)
+    found = [candidate.values for candidate in ask(space, 100)]
+    assert {values["rank"] for values in found if values["strategy"] == "full"} == {8}
+    assert len({values["rank"] for values in found if values["strategy"] == "dora"}) > 10
+    assert {values["alpha"] for values in found if values["strategy"] == "dora"} == {8}
+    config = train_config(next(each for each in ask(space, 100) if each.values["strategy"] == "lora"), HEAD, {"epochs": 1})
+    assert config.strategy == "lora"
+    assert set(config.knobs) == {knob.name for knob in HEAD.knobs} | {"rank", "alpha"}
+
+
+def test_told_of_a_candidate_are_extra_settings_only_where_unlike_the_preset() -> None:
+    space = space_of(level="full")
+    (first,) = ask(space, 1, enqueue=True)
+    assert set(space.told(first)) == set(space_of().preset_of(0))
+    told = space.told(replace(first, values={**first.values, "mixup": 0.4}))
+    assert told["mixup"] == 0.4
