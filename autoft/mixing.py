@@ -63,8 +63,8 @@ def mixed_loss(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, wanted
 def erase(images: Tensor, probability: float) -> Tensor:
     """Return images with one rectangle of some of them replaced by normal noise.
 
-    As timm's `RandomErasing(mode="pixel")`: of 2 to 33 % of the area, with an aspect ratio of 0.3 to 3.3; where no box of ten
-    is smaller than the image, it is left alone.
+    As timm's `RandomErasing(mode="pixel")`: of 2 to 33 % of the area, with an aspect ratio of 0.3 to 3.3; where none of ten
+    boxes is smaller than the image, it is left alone.
 
     Args:
         images: `(N, C, H, W)`, normalized; not changed.
