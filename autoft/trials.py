@@ -25,6 +25,9 @@ from autoft.worker import is_full_disk
 # early rung shows of it says little.
 WHOLE = ("preset", "lp-ft")
 STARTUP_TRIALS = 8  # random points before TPE has enough to model
+# How often an extra setting of the full space is open in a new trial. Were all of them, nearly every trial would have some
+# that does harm; so most stay as they are in the best trial, and each trial tells what a few of them do.
+IN_PLAY = 0.2
 # User attributes of a trial. A paused trial is RUNNING for Optuna, which knows no other word for one that is neither
 # finished nor to be handed out by `ask`; when the session ends before the search, it is WAITING.
 PAUSED = "paused"  # the epoch after which it rests; 0 while it trains
@@ -147,11 +150,24 @@ class Trials:
                     intermediate_values=trial.intermediate_values,
                 )
             copy.add_trial(trial)
+        held: dict[str, Any] = self._held(seed)
         if start is not None:
-            copy.enqueue_trial({"head_start": start})
+            held["head_start"] = start
+        if held:
+            copy.enqueue_trial(held)
         asked = copy.ask()
         suggest(asked, self._space)
         return asked.params
+
+    def _held(self, seed: int) -> dict[str, Any]:
+        """Return the extra settings that are not open in a new trial, at the values of the best trial that is finished."""
+        rng = np.random.default_rng(seed)
+        names = sorted(self._space.extra)
+        held = [name for name, drawn in zip(names, rng.random(len(names)), strict=True) if drawn >= IN_PLAY]
+        ended = self.all(TrialState.COMPLETE)
+        best = next((trial for trial in self.ranked() if trial in ended), None)
+        values = best.params if best is not None else self._space.preset_of(0)
+        return {name: values[name] for name in held}
 
     def broken_off(self) -> bool:
         """Return whether a trial was broken off in the middle by a kill or an interruption; `ask` takes it up."""

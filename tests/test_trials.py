@@ -1,0 +1,84 @@
+"""What a new trial is made of: extra settings of the full space vary a few at a time, around the best trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from test_space import space_of
+
+from autoft.space import Space, suggest
+from autoft.trials import IN_PLAY, Trials
+
+FULL: Space = space_of(level="full", traits=[frozenset({"batch_norm"})], samples=100)
+
+
+def trials(folder: Path, space: Space = FULL, seed: int = 0) -> Trials:
+    folder.mkdir(exist_ok=True)
+    return Trials(folder / "study.db", "test", "maximize", space, seed=seed)
+
+
+def tell(kept: Trials, value: float, space: Space = FULL) -> dict[str, Any]:
+    trial = kept.ask()
+    suggest(trial, space)
+    kept.tell(trial, TrialState.COMPLETE, value, best_value=value)
+    return dict(trial.params)
+
+
+def changed(params: dict[str, Any], base: dict[str, Any]) -> set[str]:
+    return {name for name in FULL.extra if params[name] != base[name]}
+
+
+def test_a_few_extra_settings_vary_in_each_trial_and_the_others_always(tmp_path: Path) -> None:
+    kept = trials(tmp_path)
+    preset = tell(kept, 0.9)
+    found = [tell(kept, 0.1) for _ in range(24)]
+    assert preset == FULL.preset_of(0)
+    counts = [len(changed(params, preset)) for params in found]
+    # a choice may fall on the preset's own value
+    assert 0.5 * IN_PLAY * len(FULL.extra) < fmean(counts) < 1.5 * IN_PLAY * len(FULL.extra)
+    assert max(counts) < 0.7 * len(FULL.extra)
+    assert len(set.union(*(changed(params, preset) for params in found))) > 0.7 * len(FULL.extra)
+    assert len({params["learning_rate"] for params in found}) == len(found)
+
+
+def test_extra_settings_of_the_best_trial_are_kept(tmp_path: Path) -> None:
+    kept = trials(tmp_path)
+    preset = tell(kept, 0.1)
+    for _ in range(6):
+        tell(kept, 0.2)
+    best = max((tell(kept, 0.3 + number / 100) for number in range(6)), key=lambda params: len(changed(params, preset)))
+    kept.tell(again := _queued(kept, best), TrialState.COMPLETE, 0.9, best_value=0.9)
+    assert len(changed(again.params, preset)) >= 2
+    for _ in range(5):
+        following = tell(kept, 0.0)
+        assert len(changed(following, best)) < len(changed(following, preset))
+
+
+def _queued(kept: Trials, params: dict[str, Any]) -> optuna.Trial:
+    kept._study.enqueue_trial(params)
+    trial = kept._study.ask()
+    suggest(trial, kept._space)
+    return trial
+
+
+def test_trial_that_trains_alike_is_a_twin_whatever_its_settings_without_effect(tmp_path: Path) -> None:
+    space = space_of({"averaging": "search", "ema_decay": "search"})
+    kept = trials(tmp_path, space)
+    params = tell(kept, 0.5, space)
+    assert kept.twin(_queued(kept, params | {"ema_decay": 0.95})) is not None
+    assert kept.twin(_queued(kept, params | {"ema_decay": 0.95, "averaging": "ema"})) is None
+
+
+@pytest.mark.parametrize("space", [FULL, space_of()], ids=["full", "small"])
+def test_proposals_repeat_with_the_seed(space: Space, tmp_path: Path) -> None:
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        kept = trials(tmp_path / name, space, seed)
+        found.append([tell(kept, 0.5 + number / 100, space) for number in range(12)])
+    assert found[0] == found[1]
+    assert found[0] != found[2]
