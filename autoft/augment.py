@@ -7,6 +7,7 @@ threads would race for it, and a trial could not be repeated; so every number he
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-POLICIES = ("none", "light", "standard")
+POLICIES = ("none", "light", "standard", "trivial")
+
+_LEVELS = 31  # of strength, for each operation of `trivial`
+
+
+def _evenly(first: float, last: float) -> tuple[float, ...]:
+    return tuple(torch.linspace(first, last, _LEVELS).tolist())
+
 
 # ITU-R 601 luma, with the digits that torchvision's `rgb_to_grayscale` uses.
 _LUMA = (0.2989, 0.587, 0.114)
+
+# The table of `torchvision.transforms.v2.TrivialAugmentWide`: for each operation the 31 strengths that it may have, which
+# are float32 there, and whether they may be negative. Translations are in pixels, at any size, as they are there.
+_OPERATIONS: dict[str, tuple[tuple[float, ...], bool]] = {
+    "Identity": ((0.0,) * _LEVELS, False),
+    **{name: (_evenly(0.0, 0.99), True) for name in ("ShearX", "ShearY")},
+    **{name: (_evenly(0.0, 32.0), True) for name in ("TranslateX", "TranslateY")},
+    "Rotate": (_evenly(0.0, 135.0), True),
+    **{name: (_evenly(0.0, 0.99), True) for name in ("Brightness", "Color", "Contrast", "Sharpness")},
+    "Posterize": (tuple(float(round(8 - level / 5)) for level in range(_LEVELS)), False),
+    "Solarize": (_evenly(1.0, 0.0), False),
+    "AutoContrast": ((0.0,) * _LEVELS, False),
+    "Equalize": ((0.0,) * _LEVELS, False),
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +62,8 @@ def augment(
       20 %. Nothing is mirrored, so it is safe for digits, text and signs.
     - `standard`: a crop of 35 to 100 % of the area (Inception's random resized crop, https://arxiv.org/abs/1409.4842),
       mirrored left to right half of the time, brightness, contrast and saturation changed by up to 30 %.
+    - `trivial`: the crop and mirroring of `standard`, then one operation of TrivialAugment's wide table, such as a turn by
+      up to 135 degrees or the inversion of bright pixels, with a random strength (https://arxiv.org/abs/2103.10158).
 
     Args:
         item: Pixels uint8 (3, h, w), with some margin around the view; not changed.
@@ -61,6 +85,8 @@ def augment(
         return _light(item, rng, size, view)
     if policy == "standard":
         return _standard(item, rng, size, view)
+    if policy == "trivial":
+        return _trivial(item, rng, size, view)
     raise ValueError(f"augmentation must be one of {', '.join(POLICIES)}, but got {policy!r}")
 
 
@@ -82,9 +108,61 @@ def _light(item: Tensor, rng: np.random.Generator, size: tuple[int, int], view: 
 
 
 def _standard(item: Tensor, rng: np.random.Generator, size: tuple[int, int], view: tuple[float, float]) -> Tensor:
+    cut = _cropped_and_mirrored(item, rng, view)
+    brightness, contrast, saturation = rng.uniform(0.7, 1.3, size=3).tolist()
+    pixels = _resized(cut, size).to(torch.float32)
+    # Brightness, contrast and saturation are linear in the colour: one 3 x 3 matrix and an offset do all three.
+    luma = torch.tensor(_LUMA)
+    gain = brightness * contrast
+    matrix = gain * (saturation * torch.eye(3) + (1 - saturation) * luma.expand(3, 3))
+    offset = torch.full((3, 1), brightness * (1 - contrast) * _mean_grey(pixels))
+    return _to_uint8(torch.addmm(offset, matrix, pixels.view(3, -1)).view(3, *size))
+
+
+def _trivial(item: Tensor, rng: np.random.Generator, size: tuple[int, int], view: tuple[float, float]) -> Tensor:
+    pixels = _resized(_cropped_and_mirrored(item, rng, view), size)
+    operation = list(_OPERATIONS)[rng.integers(len(_OPERATIONS))]
+    strengths, signed = _OPERATIONS[operation]
+    strength = strengths[rng.integers(_LEVELS)]
+    negative = rng.random() < 0.5
+    return _changed(pixels, operation, -strength if signed and negative else strength).contiguous()
+
+
+def _changed(pixels: Tensor, operation: str, strength: float) -> Tensor:
+    """Return an image uint8 (3, H, W) after one operation of TrivialAugment, as torchvision does it."""
+    from torchvision.transforms.v2 import functional as tvf
+
+    def sheared(degrees: list[float]) -> Tensor:
+        result: Tensor = tvf.affine_image(pixels, angle=0.0, translate=[0, 0], scale=1.0, shear=degrees, center=[0, 0])
+        return result
+
+    def moved(by: list[float]) -> Tensor:
+        result: Tensor = tvf.affine_image(pixels, angle=0.0, translate=by, scale=1.0, shear=[0.0, 0.0])
+        return result
+
+    changes: dict[str, Callable[[], Tensor]] = {
+        "Identity": lambda: pixels,
+        "ShearX": lambda: sheared([math.degrees(math.atan(strength)), 0.0]),
+        "ShearY": lambda: sheared([0.0, math.degrees(math.atan(strength))]),
+        "TranslateX": lambda: moved([int(strength), 0]),
+        "TranslateY": lambda: moved([0, int(strength)]),
+        "Rotate": lambda: tvf.rotate_image(pixels, angle=strength),
+        "Brightness": lambda: tvf.adjust_brightness_image(pixels, 1 + strength),
+        "Color": lambda: tvf.adjust_saturation_image(pixels, 1 + strength),
+        "Contrast": lambda: tvf.adjust_contrast_image(pixels, 1 + strength),
+        "Sharpness": lambda: tvf.adjust_sharpness_image(pixels, 1 + strength),
+        "Posterize": lambda: tvf.posterize_image(pixels, int(strength)),
+        "Solarize": lambda: tvf.solarize_image(pixels, 255.0 * strength),
+        "AutoContrast": lambda: tvf.autocontrast_image(pixels),
+        "Equalize": lambda: tvf.equalize_image(pixels),
+    }
+    return changes[operation]()
+
+
+def _cropped_and_mirrored(item: Tensor, rng: np.random.Generator, view: tuple[float, float]) -> Tensor:
+    """Return a random part of an image, before it is resized, mirrored left to right half of the time."""
     crop = _random_crop(item, rng, view, area=(0.35, 1.0), ratio=3 / 4)
     mirrored = rng.random() < 0.5
-    brightness, contrast, saturation = rng.uniform(0.7, 1.3, size=3).tolist()
     # Unlike `light`, this one may shrink the image much, which needs an antialiased resize; so whole pixels.
     height, width = max(1, round(crop.height)), max(1, round(crop.width))
     top = min(max(0, round(crop.y - height / 2)), item.shape[1] - height)
@@ -92,13 +170,7 @@ def _standard(item: Tensor, rng: np.random.Generator, size: tuple[int, int], vie
     cut = item[:, top : top + height, left : left + width]
     from torchvision.transforms.v2 import functional as tvf  # over a second to import, and texts need none of it
 
-    pixels = _resized(tvf.horizontal_flip_image(cut) if mirrored else cut, size).to(torch.float32)
-    # Brightness, contrast and saturation are linear in the colour: one 3 x 3 matrix and an offset do all three.
-    luma = torch.tensor(_LUMA)
-    gain = brightness * contrast
-    matrix = gain * (saturation * torch.eye(3) + (1 - saturation) * luma.expand(3, 3))
-    offset = torch.full((3, 1), brightness * (1 - contrast) * _mean_grey(pixels))
-    return _to_uint8(torch.addmm(offset, matrix, pixels.view(3, -1)).view(3, *size))
+    return tvf.horizontal_flip_image(cut) if mirrored else cut
 
 
 def _random_crop(

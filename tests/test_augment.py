@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import TrivialAugmentWide
 
+from autoft import augment as module
 from autoft.augment import POLICIES, augment
 
 SIZE, VIEW = (32, 32), (32.0, 32.0)
@@ -98,6 +101,65 @@ def test_grey_stays_grey(policy):
         assert (variant[0].int() - variant[2].int()).abs().max() <= 1
 
 
+class Scripted:
+    """A generator that draws operation, strength and sign as told, and all else as a real one does."""
+
+    def __init__(self, operation, level, negative):
+        self._integers = iter([list(module._OPERATIONS).index(operation), level])
+        self._random = iter([0.9, 0.1 if negative else 0.9])  # not mirrored
+        self.uniform = rng(3).uniform
+
+    def integers(self, bound):
+        drawn = next(self._integers)
+        assert drawn < bound
+        return drawn
+
+    def random(self):
+        return next(self._random)
+
+
+def crop_of(item, size=SIZE, view=VIEW):
+    """Return what `Scripted` gives to the operation."""
+    return augment(item, "trivial", Scripted("Identity", 0, negative=False), size=size, view=view)
+
+
+def torchvisions(pixels, operation, strength):
+    fill = {torch.Tensor: None}
+    return TrivialAugmentWide()._apply_image_or_video_transform(
+        pixels, operation, strength, interpolation=InterpolationMode.NEAREST, fill=fill
+    )
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+@pytest.mark.parametrize("level", [0, 1, 7, 15, 20, 29, 30])
+@pytest.mark.parametrize("operation", TrivialAugmentWide._AUGMENTATION_SPACE)
+def test_trivial_changes_pixels_as_torchvision_does(operation, level, size):
+    item, view = noise(64), (float(size[0]), float(size[1]))
+    strengths, signed = TrivialAugmentWide._AUGMENTATION_SPACE[operation]
+    table = strengths(31, *size)
+    strength = 0.0 if table is None else float(table[level])
+    pixels = crop_of(item, size, view)
+    for negative in (False, True):
+        expected = torchvisions(pixels, operation, -strength if negative and signed else strength)
+        found = augment(item, "trivial", Scripted(operation, level, negative), size=size, view=view)
+        assert torch.equal(found, expected)
+    if level == 15 and operation != "Identity":  # what is compared must be able to differ
+        assert not torch.equal(augment(item, "trivial", Scripted(operation, level, True), size=size, view=view), pixels)
+
+
+def test_trivial_has_torchvisions_table_with_every_operation_equally_often(monkeypatch):
+    assert list(module._OPERATIONS) == list(TrivialAugmentWide._AUGMENTATION_SPACE)
+    drawn = []
+    monkeypatch.setattr(module, "_changed", lambda pixels, name, strength: drawn.append((name, strength)) or pixels)
+    variants(noise(), "trivial", 5000)
+    names, strengths = zip(*drawn, strict=True)
+    assert set(names) == set(module._OPERATIONS)
+    assert all(270 < names.count(name) < 450 for name in set(names))
+    turns = [strength for name, strength in zip(names, strengths, strict=True) if name == "Rotate"]
+    assert len(set(turns)) > 55, "31 strengths, both ways, and 0 counts once"
+    assert 0.4 < np.mean(np.array(turns) > 0) < 0.6
+
+
 def test_light_turns_by_up_to_ten_degrees():
     angles = []
     for variant in variants(ramp(200), "light", size=(160, 160), view=(200.0, 200.0)):
@@ -138,5 +200,5 @@ def test_border_is_repeated_rather_than_painted_in_one_colour():
 
 
 def test_unknown_policy_is_named():
-    with pytest.raises(ValueError, match="one of none, light, standard, but got 'strong'"):
+    with pytest.raises(ValueError, match="one of none, light, standard, trivial, but got 'strong'"):
         augment(noise(), "strong", rng(), size=SIZE, view=VIEW)

@@ -145,7 +145,7 @@ def test_file_that_breaks_after_the_search_began_is_named(tmp_path: Path, damage
 
 
 def test_unknown_policy_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(DataError, match="must be one of none, light, standard, but got 'wild'"):
+    with pytest.raises(DataError, match="must be one of none, light, standard, trivial, but got 'wild'"):
         split(SAMPLES, policy="wild")
 
 

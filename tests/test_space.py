@@ -217,7 +217,7 @@ def test_depth_must_fit_the_shortest_backbone() -> None:
         ("dropout", Choice((0.1, 2.0)), "but got 2"),
         ("imbalance", "heavy", "must be one of none, weights, focal, resample, but got 'heavy'"),
         ("imbalance", Range(0, 1), "must be one of none, weights, focal, resample"),
-        ("augmentation", "wild", "must be one of none, light, standard, but got 'wild'"),
+        ("augmentation", "wild", "must be one of none, light, standard, trivial, but got 'wild'"),
         ("augmentation", Choice(("none", "wild")), "but got 'wild'"),
     ],
 )
