@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 from typing import cast
 
@@ -169,14 +170,24 @@ class FixedData(SplitData):
         name: str = "split",
     ) -> None:
         super().__init__(samples, targets, preprocessing)
-        if policy not in preprocessing.policies:
-            raise DataError(
-                f"`augmentation` must be one of {', '.join(preprocessing.policies)}, but got {policy!r}",
-                "set `trainer.augmentation`",
-            )
-        self.policy = policy
+        self.policy = self._known(policy)
         self._mapped = cache is not None
         self._decoded = self._decode_all(memory, cache, name)
+
+    def varied(self, policy: str) -> FixedData:
+        """Return the split under another augmentation policy, with the decoded samples of this one.
+
+        Raises:
+            DataError: The policy is unknown.
+            ValueError: One of the two policies is `none`, whose samples are decoded without the margin of the others.
+        """
+        if self._known(policy) == self.policy:
+            return self
+        if "none" in (policy, self.policy):
+            raise ValueError(f"{self.policy!r} and {policy!r} are decoded differently: load the split once for each")
+        other = copy(self)  # the pixels are shared: nothing writes to them
+        other.policy = policy
+        return other
 
     @property
     def in_memory(self) -> bool:
@@ -222,6 +233,14 @@ class FixedData(SplitData):
         if self.policy == "none":
             return item
         return self.preprocessing.augment(item, self.policy, np.random.default_rng((*seed, row)))
+
+    def _known(self, policy: str) -> str:
+        if policy not in self.preprocessing.policies:
+            raise DataError(
+                f"`augmentation` must be one of {', '.join(self.preprocessing.policies)}, but got {policy!r}",
+                "set `trainer.augmentation`",
+            )
+        return policy
 
     def _decode(self, row: int) -> Tensor:
         sample = self.samples[row]

@@ -15,7 +15,7 @@ import torch
 
 from autoft.errors import DataError, RunError, first_line
 from autoft.files import copy_atomically, load_tensors, read_json, remove_tree, write_json
-from autoft.loading import SplitData, load_split
+from autoft.loading import FixedData, SplitData, load_split
 from autoft.model import FineTuneModel, assemble
 from autoft.prefix_store import PrefixStore
 from autoft.ragged import Rows
@@ -154,9 +154,12 @@ class Worker:
 
     def data(self, split: str, backbone: Backbone, policy: str = "none") -> SplitData:
         """Return a split decoded for a backbone; what was decoded before is kept while it fits into memory."""
-        key = f"{split} {policy} {backbone.preprocessing.to_dict()}"  # texts have one policy, so all trials share them
+        # all policies but `none` vary the same pixels, which have a margin; texts have one policy, so all trials share them
+        key = f"{split} {policy != 'none'} {backbone.preprocessing.to_dict()}"
         if key in self._warm:
-            self._warm[key] = self._warm.pop(key)  # the order of the dictionary is that of the last use
+            data = self._warm.pop(key)
+            # put back at the end: the order of the dictionary is that of the last use
+            self._warm[key] = data.varied(policy) if isinstance(data, FixedData) else data
             return self._warm[key]
         samples, encoded = self._splits[split]
         total = sum(len(rows) for rows, _ in self._splits.values())

@@ -147,6 +147,26 @@ def test_file_that_breaks_after_the_search_began_is_named(tmp_path: Path, damage
 def test_unknown_policy_is_refused_with_the_known_ones() -> None:
     with pytest.raises(DataError, match="must be one of none, light, standard, trivial, but got 'wild'"):
         split(SAMPLES, policy="wild")
+    with pytest.raises(DataError, match="but got 'wild'"):
+        split(SAMPLES, policy="light").varied("wild")
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+def test_split_under_another_policy_gives_what_that_policy_gives_from_the_same_pixels(memory: int) -> None:
+    light = split(SAMPLES, policy="light", memory=memory)
+    for policy in ("standard", "trivial"):
+        other = light.varied(policy)
+        assert_equal_batches(collect(other), collect(split(SAMPLES, policy=policy)))
+        assert other._decoded is light._decoded
+        assert not torch.equal(collect(other)[0][0], collect(light)[0][0])
+    assert light.policy == "light"
+    assert light.varied("light") is light
+
+
+@pytest.mark.parametrize(("policy", "other"), [("none", "light"), ("standard", "none")])
+def test_pixels_without_a_margin_are_not_varied_nor_shown_for_those_with_one(policy: str, other: str) -> None:
+    with pytest.raises(ValueError, match=f"'{policy}' and '{other}' are decoded differently"):
+        split(SAMPLES, policy=policy).varied(other)
 
 
 def test_empty_split_gives_no_batches() -> None:

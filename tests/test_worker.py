@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from toy_training import (
 from autoft import worker as worker_module
 from autoft.errors import DataError, RunError
 from autoft.files import as_path, load_tensors
+from autoft.loading import FixedData, SplitData
 from autoft.specs import Backbone, Head
 from autoft.testing import toy
 from autoft.train import EpochReport, NonFiniteError
@@ -123,6 +125,28 @@ def test_decoded_data_is_kept_from_trial_to_trial() -> None:
     assert one.data("train", MLP, "light") is data, "the same preprocessing decodes to the same pixels"
     assert one.data("train", CONVNET, "none") is not data
     assert one.data("validation", CONVNET) is not one.data("train", CONVNET)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_policies_share_the_pixels_that_they_vary(mapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def first(data: SplitData) -> torch.Tensor:
+        return next(iter(data.batches([np.arange(4)], device=CPU)))[0][0]
+
+    shared = tmp_path if mapped else None
+    one = Worker({"train": (TRAIN, encode(TRAIN))}, objective(), device=CPU, memory=1 << 30, shared=shared)
+    expected = {policy: first(make().data("train", CONVNET, policy)) for policy in ("light", "standard", "trivial")}
+    decoded: list[int] = []
+    decode = FixedData._decode
+    monkeypatch.setattr(FixedData, "_decode", lambda data, row: decoded.append(row) or decode(data, row))
+    light = one.data("train", CONVNET, "light")
+    assert len(decoded) == len(TRAIN) + 1, "the first one also tells the shape"
+    for policy in ("standard", "trivial", "light"):
+        assert torch.equal(first(one.data("train", CONVNET, policy)), expected[policy])
+    assert torch.equal(first(light), expected["light"]), "an earlier trial's data keeps its policy"
+    assert len(decoded) == len(TRAIN) + 1
+    assert len(one._warm) == 1, "what fits into memory is counted once"
+    one.data("train", CONVNET, "none")
+    assert len(decoded) == 2 * (len(TRAIN) + 1), "`none` has pixels without a margin"
 
 
 def test_memory_is_shared_out_by_the_size_of_the_splits() -> None:
