@@ -98,7 +98,7 @@ def erase(images: Tensor, probability: float) -> Tensor:
 def _mixup(images: Tensor, alpha: float) -> Mixed:
     share = _beta(alpha)
     partner = torch.randperm(len(images)).to(images.device, non_blocking=True)
-    return Mixed((images * share + images[partner] * (1 - share),), partner, share)
+    return Mixed((torch.lerp(images[partner], images, share),), partner, share)
 
 
 def _cutmix(images: Tensor, alpha: float) -> Mixed:
