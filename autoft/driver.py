@@ -31,7 +31,7 @@ from autoft.recipe import fixed_settings, make_recipe, study_space
 from autoft.refit import refit
 from autoft.runfolder import PROBES, TUNED, RunFolder, open_run
 from autoft.space import Candidate, Space, suggest
-from autoft.specs import is_better
+from autoft.specs import Range, is_better
 from autoft.train import EpochReport, TrainConfig
 from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, WHOLE, Trials
 from autoft.worker import WEIGHTS, Failure, Outcome, Worker, is_full_disk, settle
@@ -635,7 +635,8 @@ class _Driver:
         done = self.trials.finished()
         limit = self.config.search.time_limit
         trials, epochs = self.config.search.trials, self.recipe.epochs
-        batch_size, precision = self.recipe.fixed["batch_size"], self.recipe.tuned[self.space.labels[0]].precision
+        what, precision = self.space.parameters["batch_size"], self.recipe.tuned[self.space.labels[0]].precision
+        batch_size = f"{what.low:g} to {what.high:g}" if isinstance(what, Range) else self.space.preset["batch_size"]
         budget = _many(trials, "trial") + (f" or {limit:g} s" if limit else "")
         text = f"resuming {self.folder.path}: {done} trials done of" if done else f"searching in {self.folder.path}:"
         self.listener(
@@ -650,7 +651,7 @@ class _Driver:
                     "done": done,
                     "time_limit": limit,
                     "epochs": epochs,
-                    "batch_size": batch_size,
+                    "batch_size": self.space.preset["batch_size"],
                     "device": str(self.prepared.device),
                     "precision": precision,
                     "metric": self.objective.metric,

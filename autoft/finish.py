@@ -104,7 +104,7 @@ def export_winner(
             "confirmed": chosen.confirmed,
             "device": prepared.device.type,
             "precision": settings.precision,
-            "settings": {**shown, "backbone": backbone.public_name},
+            "settings": {**recipe.space.notable(candidate), **fixed_of(settings), "backbone": backbone.public_name},
             "test_scored": scored,
         },
     }
@@ -144,8 +144,13 @@ def export_winner(
 
 def describe_settings(candidate: Candidate, settings: TrainConfig, space: Space) -> dict[str, Any]:
     """Return everything that decided a trial's training, JSON-ready."""
-    fixed = {name: getattr(settings, name) for name in ("epochs", "batch_size", "optimizer", "warmup", "gradient_clip")}
-    return {"backbone": space.labels[candidate.backbone], **candidate.values, **fixed, "seed": settings.seed}
+    return {"backbone": space.labels[candidate.backbone], **candidate.values, **fixed_of(settings)}
+
+
+def fixed_of(settings: TrainConfig) -> dict[str, Any]:
+    """Return what a training has beside its point of the space, or as a rule outside of it."""
+    names = ("epochs", "batch_size", "optimizer", "warmup", "gradient_clip", "seed")
+    return {name: getattr(settings, name) for name in names}
 
 
 def stored_result(run: RunFolder, chosen: Chosen) -> dict[str, Any] | None:

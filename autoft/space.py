@@ -104,6 +104,11 @@ class Space:
             if name in searched and (name not in self.extra or value != self.preset[name])
         }
 
+    def notable(self, candidate: Candidate) -> dict[str, Value]:
+        """Return what a model card says of a candidate: of settings beyond the small space, those that are in use."""
+        plain = {setting.name for setting in SETTINGS if setting.level != "small"}
+        return {name: value for name, value in candidate.values.items() if name not in plain or value != self.idle.get(name)}
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,8 +111,8 @@ def test_run_continued_on_the_gpu_equals_one_that_never_stopped(setup: Setup, tm
     assert [report.train_loss for report in rest.history] == pytest.approx([report.train_loss for report in whole.history])
 
 
-def test_training_does_not_synchronize_in_a_step(setup: Setup) -> None:
-    config = replace(CONFIG, epochs=1, gradient_clip=1.0, precision="bf16")
+def test_training_does_not_synchronize_in_a_step(setup: Setup, **changes: Any) -> None:
+    config = replace(CONFIG, epochs=1, gradient_clip=1.0, precision="bf16", **changes)
     steps: list[int] = []
 
     def should_stop() -> bool:
@@ -125,6 +126,31 @@ def test_training_does_not_synchronize_in_a_step(setup: Setup) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(steps) == 6
+
+
+METHODS: tuple[dict[str, Any], ...] = (
+    {"sam": 0.05},
+    {"r_drop": 1.0},
+    {"l2_sp": 1.0},
+    {"averaging": "ema"},
+    {"mixup": 0.4},
+    {"cutmix": 0.4},
+    {"erasing": 0.5},
+    {"unfreeze": 0.5},
+)
+
+
+@pytest.mark.parametrize("changes", METHODS, ids=lambda changes: "-".join(changes))
+def test_no_method_synchronizes_in_a_step(setup: Setup, changes: dict[str, Any]) -> None:
+    test_training_does_not_synchronize_in_a_step(setup, **changes)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("changes", [*METHODS, {"averaging": "swa"}, {"batch_norm": "frozen"}], ids=lambda each: str(each))
+def test_every_method_learns_on_the_gpu(setup: Setup, changes: dict[str, Any], precision: str) -> None:
+    config = replace(CONFIG, epochs=12, precision=precision, **changes)
+    result = fit(setup.model(), setup.train, setup.validation, setup.objective, config, device=CUDA)
+    assert result.history[-1].train_loss < 0.8 * result.history[0].train_loss
 
 
 class HungryModule(torch.nn.Module):
@@ -189,8 +215,9 @@ def test_outputs_for_texts_on_the_gpu_equal_those_on_the_cpu() -> None:
     test_outputs_on_the_gpu_equal_those_on_the_cpu(TextSetup())
 
 
-def test_training_on_texts_does_not_synchronize_in_a_step() -> None:
-    test_training_does_not_synchronize_in_a_step(TextSetup())
+@pytest.mark.parametrize("adversarial", [0.0, 0.5])
+def test_training_on_texts_does_not_synchronize_in_a_step(adversarial: float) -> None:
+    test_training_does_not_synchronize_in_a_step(TextSetup(), adversarial=adversarial)
 
 
 @pytest.mark.parametrize(("most", "wanted"), [(2, 2), (8, None)])

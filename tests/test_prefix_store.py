@@ -72,6 +72,39 @@ def test_losses_are_those_of_the_whole_model(
     assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sam": 0.05},
+        {"r_drop": 1.0},
+        {"l2_sp": 1.0},
+        {"averaging": "ema"},
+        {"averaging": "swa", "swa_share": 1.0},
+        {"unfreeze": 0.7},
+        {"batch_norm": "frozen"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_methods_train_alike_from_stored_outputs(changes: dict[str, Any]) -> None:
+    settings = config(freeze_depth=2, epochs=3, **changes)
+    wanted, _ = trained(settings, None, policy="light")
+    found, _ = trained(settings, PrefixStore(None, memory=1 << 30), policy="light")
+    plain, _ = trained(config(freeze_depth=2, epochs=3), None, policy="light")
+    assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
+    assert losses(plain) != pytest.approx(losses(wanted), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mixup": 0.2}, {"cutmix": 0.2}, {"erasing": 0.2}], ids=lambda changes: next(iter(changes))
+)
+def test_reuse_is_declined_where_steps_change_the_inputs(changes: dict[str, Any]) -> None:
+    settings = config(freeze_depth=2, **changes)
+    store = PrefixStore(None, memory=1 << 30)
+    reuse, told = store.plan(build(), CONVNET, settings, split(TRAIN), split(VALIDATION), device=CPU, force=True)
+    assert reuse is None
+    assert told.startswith("declined: mixing, erasing or perturbing changes what frozen stages are given")
+
+
 def test_views_repeat_what_was_drawn_and_otherwise_it_is_drawn_anew() -> None:
     one, fresh = (trained(config(freeze_depth=2, views=views), None, policy="light")[0] for views in (1, None))
     assert losses(one)[:2] == losses(fresh)[:2]
