@@ -363,6 +363,47 @@ def reproduce(
 
 
 @app.command()
+def insight(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder of a search, finished or interrupted.")],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            metavar="NAME",
+            help="Show how the metric depends on this setting too; may be repeated.  [default: those that stand out]",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page.  [default: RUN_DIR/insight.html]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a search learned: which settings matter, how deep to freeze, which learning rate.
+
+    It is told in words and tables, and plotted on a page of HTML that needs no network.
+    Nothing is trained, and nothing but the page is written; the search may go on meanwhile.
+    """
+    from autoft.insight import look_into
+    from autoft.insight.page import PAGE, write_page
+    from autoft.insight.tables import as_json as in_json
+    from autoft.insight.tables import summary, tables
+
+    found = look_into(run, parameter or ())
+    page = output or run / PAGE
+    write_page(found, page)
+    if as_json:
+        print(json.dumps({**in_json(found), "page": str(page)}, indent=2))
+        return
+    for sentence in summary(found):
+        print(sentence)
+    for rows in tables(found):
+        print()
+        _print_table(rows)
+    print()
+    _print_pairs([("page", page)])
+
+
+@app.command()
 def doctor(
     as_json: AsJson = False,
     no_plugins: NoPlugins = False,

@@ -66,6 +66,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "discovery",
         "deploy",
         "inspection",
+        "insight",
         "reproduce",
         "doctor",
         "testing",

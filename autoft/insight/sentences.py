@@ -1,0 +1,241 @@
+"""Says in plain words what importances and dependences show, and no more than noise allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from autoft.insight.dependence import Dependence, Point
+from autoft.insight.evidence import DEPTHS, Evidence
+from autoft.insight.importance import ENOUGH, FEWEST, Importances
+
+SUPPORT = 3  # trials that a depth, or one of a few values, must have before it is judged
+CLIFF = 0.6  # share of the whole fall that one stretch of depths must have to be called a cliff
+STRETCH = 3  # stages that this stretch has at most
+SMALL = 0.01  # numbers below it are written as 3e-4
+NAMED = 2  # settings that are named beside the most important one
+
+
+def counted(evidence: Evidence) -> str:
+    """Return how many trials there are, in words."""
+    whole = sum(trial.epochs == evidence.epochs for trial in evidence.trials)
+    left = f"; {evidence.left_out} that failed, repeat another or have not begun are left out" if evidence.left_out else ""
+    return f"{len(evidence.trials)} trials, {whole} of them with all {evidence.epochs} epochs{left}"
+
+
+def too_few(evidence: Evidence) -> str | None:
+    """Return a warning where there are too few trials to conclude anything, or much; else None."""
+    count = len(evidence.trials)
+    if count < FEWEST:
+        return (
+            f"nothing can be concluded: that needs {FEWEST} trials or more, so that two are in the best fifth, "
+            f"but there {'is' if count == 1 else 'are'} {count}"
+        )
+    if count < ENOUGH:
+        return (
+            f"hints, no more: shares are sound from {ENOUGH} trials on, so that five are in the best fifth, "
+            f"but there are {count}"
+        )
+    return None
+
+
+def tell(
+    evidence: Evidence, found: Importances | None, dependences: Sequence[Dependence], noise: float, noise_of: str
+) -> list[str]:
+    """Return what there is to say, the most important first.
+
+    Args:
+        evidence: What the run knows.
+        found: How much each setting matters; None where nothing tells it.
+        dependences: On some settings.
+        noise: Of the metric: what is nearer is not told apart.
+        noise_of: What it is from, in words.
+    """
+    metric = Metric(evidence.metric, noise)
+    return [
+        *_of_importances(found),
+        *(sentence for one in dependences if one.name in DEPTHS for sentence in _of_depth(one, evidence, metric)),
+        *(_of_setting(one, metric) for one in dependences if one.name not in DEPTHS),
+        f"differences of {metric.name} below {metric.written(noise)} count as noise: {noise_of}",
+    ]
+
+
+class Metric:
+    """Writes a metric's values with as many digits as noise leaves them.
+
+    Args:
+        name: Of the metric.
+        noise: Of its values.
+    """
+
+    def __init__(self, name: str, noise: float) -> None:
+        self.name = name
+        self.noise = noise
+        self._digits = min(6, max(0, -math.floor(math.log10(noise)))) if noise > 0 else 6
+
+    def written(self, value: float) -> str:
+        """Return a value in figures."""
+        return f"{value:.{self._digits}f}"
+
+    def both(self, one: Point, other: Point) -> str:
+        """Return two points' values."""
+        return f"{self.name} {self.written(one.mean)} and {self.written(other.mean)}"
+
+
+def written(name: str, point: Point) -> str:
+    """Return a setting's value in words: `off`, `60 %`, `3e-4`."""
+    if point.off:
+        return "off"
+    if isinstance(point.value, str | bool):
+        return str(point.value)
+    if name == "freeze_fraction":
+        return f"{100 * point.value:.0f} %"
+    if not isinstance(point.value, float):
+        return str(point.value)
+    if point.value != 0 and abs(point.value) < SMALL:
+        digits, power = f"{point.value:.1e}".split("e")
+        return f"{digits.removesuffix('.0')}e{int(power)}"
+    return f"{point.value:.3g}"
+
+
+def _of_importances(found: Importances | None) -> list[str]:
+    if found is None or not found.settings:
+        return []
+    sure = [setting for setting in found.settings if setting.stands_out]
+    if not sure:
+        most = found.settings[0]
+        return [f"no setting stands out: `{most.name}` has the largest share, {100 * most.share:.0f} %, which may be chance"]
+    first, *others = sure
+    what = f"of what sets the best fifth of the trials apart; chance alone may give {100 * first.chance:.0f} %"
+    listed = ", ".join(f"`{setting.name}` ({100 * setting.share:.0f} %)" for setting in others[:NAMED])
+    after = f"; then {listed}" if others else "; no other stands out"
+    return [f"`{first.name}` matters most ({100 * first.share:.0f} % {what}){after}"]
+
+
+def _of_setting(found: Dependence, metric: Metric) -> str:
+    name, points = found.name, found.points
+    # between the values of a curve the trials beside a point tell of it too; one of a few values stands for itself
+    judged = [
+        index
+        for index, point in enumerate(points)
+        if point.trials >= SUPPORT or (found.ordered and not point.off and len(points) > 1)
+    ]
+    if len(judged) < 2:
+        return f"`{name}`: nothing can be said, since fewer than two values have {SUPPORT} trials or more"
+    best = max(judged, key=lambda index: found.better * points[index].mean)
+    good = [index for index in judged if not found.is_better(best, index, metric.noise)]
+    if good == judged:
+        return f"`{name}`: the values that were tried cannot be told apart"
+    values = f"{metric.name} {metric.written(points[best].mean)}"
+    worst = min(judged, key=lambda index: found.gain(index, best))
+    against = f"{metric.written(points[worst].mean)} at {written(name, points[worst])}"
+    if not found.ordered:
+        names = " or ".join(f"`{written(name, points[index])}`" for index in good)
+        return f"`{name}`: best {names} ({values}; {against})"
+    if points[0].off and 0 in good:
+        return f"`{name}`: off is as good as any value that was tried ({values}; {against})"
+    low, high = _stretch(good, best)
+    if low == high == len(points) - 1:
+        where = f"best at the largest value tried, {written(name, points[low])}"
+    elif low == high == (1 if points[0].off else 0):
+        where = f"best at the smallest value tried, {written(name, points[low])}"
+    elif low == high:
+        where = f"best at about {written(name, points[low])}"
+    elif high == len(points) - 1:
+        where = f"best from {written(name, points[low])} on, up to the largest value tried, {written(name, points[high])}"
+    elif low == (1 if points[0].off else 0):
+        where = f"best up to {written(name, points[high])}, down to the smallest value tried, {written(name, points[low])}"
+    else:
+        where = f"best between {written(name, points[low])} and {written(name, points[high])}"
+    return f"`{name}`: {where} ({values}; {against})"
+
+
+def _stretch(good: Sequence[int], best: int) -> tuple[int, int]:
+    """Return the first and the last of the good points that are next to each other and to the best."""
+    low = high = best
+    while low - 1 in good:
+        low -= 1
+    while high + 1 in good:
+        high += 1
+    return low, high
+
+
+def _of_depth(found: Dependence, evidence: Evidence, metric: Metric) -> list[str]:
+    name, points = found.name, found.points
+    if not found.ordered:
+        return [_of_setting(found, metric)]
+    known = [index for index, point in enumerate(points) if point.trials >= SUPPORT]
+    if len(known) < 2:
+        return [f"of how many stages to freeze nothing can be said: fewer than two depths have {SUPPORT} trials or more"]
+    least = known[0]
+    sentences = []
+    deeper = known[:0:-1]
+    better = next((index for index in deeper if found.is_better(index, least, metric.noise)), None)
+    equal = next((index for index in deeper if found.is_equal(index, least, metric.noise)), None)
+    deepest = max((index for index in (better, equal) if index is not None), default=None)
+    if deepest is not None:
+        apart = metric.both(points[deepest], points[least])
+        gain = metric.written(abs(found.gain(deepest, least)))
+        how = (
+            f"as good as {_shallow(name, points[least])} ({apart}, difference {gain}, within the noise of"
+            if deepest != better
+            else f"better than {_shallow(name, points[least])} ({apart}, difference {gain}, more than the noise of"
+        )
+        sentences.append(
+            f"{_freezing(name, points[deepest], evidence)} is {how} {metric.written(metric.noise)})"
+            f"{_cheaper(found, deepest, least)}"
+        )
+    cliff = _cliff(found, known, metric.noise)
+    if cliff is not None:
+        before, after = points[cliff[0]], points[cliff[1]]
+        sentences.append(
+            f"{metric.name} falls between {_stages(name, before)} and {_stages(name, after)} frozen: "
+            f"from {metric.written(before.mean)} to {metric.written(after.mean)}"
+        )
+    elif found.is_better(least, known[-1], metric.noise):
+        apart = metric.both(points[known[-1]], points[least])
+        sentences.append(
+            f"{_freezing(name, points[known[-1]], evidence)} is worse than {_shallow(name, points[least])} ({apart})"
+            f"{_cheaper(found, known[-1], least)}"
+        )
+    if not sentences:
+        last = known[-1]
+        sentences.append(
+            f"{_freezing(name, points[last], evidence)} and {_shallow(name, points[least])} cannot be told apart "
+            f"({metric.both(points[last], points[least])}, uncertain by {metric.written(found.spread(last, least))})"
+            f"{_cheaper(found, last, least, '; the first is ')}"
+        )
+    return sentences
+
+
+def _cliff(found: Dependence, known: Sequence[int], noise: float) -> tuple[int, int] | None:
+    """Return the shortest stretch of depths with most of the fall from the best depth to the worst deeper one."""
+    whole = max(found.gain(one, other) for place, one in enumerate(known) for other in known[place:])
+    for length in range(1, STRETCH + 1):
+        stretches = list(zip(known, known[length:], strict=False))
+        steepest = max(stretches, key=lambda stretch: found.gain(*stretch), default=None)
+        if steepest and found.gain(*steepest) >= CLIFF * whole and found.is_better(*steepest, noise):
+            return steepest
+    return None
+
+
+def _freezing(name: str, point: Point, evidence: Evidence) -> str:
+    if name == "freeze_fraction":
+        return f"freezing {written(name, point)} of the stages"
+    stages = f" of {evidence.stages}" if evidence.stages else ""
+    return f"freezing {written(name, point)}{stages} stages"
+
+
+def _shallow(name: str, point: Point) -> str:
+    return "none" if point.value == 0 else _stages(name, point)
+
+
+def _stages(name: str, point: Point) -> str:
+    return written(name, point) + (" of the stages" if name == "freeze_fraction" else "")
+
+
+def _cheaper(found: Dependence, point: int, than: int, words: str = " and ") -> str:
+    times = found.cheaper(point, than)
+    if times is None:
+        return ""
+    return f"{words}{times:.1f} times cheaper" if times >= 1.05 else ""
