@@ -40,6 +40,13 @@ NOISE = 0.004
 Truth = Callable[[Mapping[str, Any]], float]
 
 
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truths as clear as these are found with fewer."""
+    monkeypatch.setattr("autoft.insight.dependence.TREES", 80)
+    monkeypatch.setattr("autoft.insight.importance.SHUFFLES", 40)
+
+
 def by_rate(params: Mapping[str, Any]) -> float:
     """Best at 3e-4, and nothing else matters."""
     return 0.94 - 0.06 * (np.log10(params["learning_rate"]) - np.log10(3e-4)) ** 2
@@ -277,6 +284,18 @@ def test_depth_that_helps_is_better_by_more_than_noise() -> None:
     found = learned(searched(lambda params: 0.9 + 0.005 * params["freeze_depth"], 80))
     assert "is better than none" in sentence(found, "freezing")
     assert "more than the noise of 0.004" in sentence(found, "freezing")
+
+
+def test_depth_that_is_worse_from_the_first_stages_on_is_told() -> None:
+    found = learned(searched(lambda params: 0.94 - 0.01 * params["freeze_depth"], 80))
+    assert re.match(r"freezing [1-3] of 12 stages is already worse than none", sentence(found, "freezing"))
+    assert not any("falls" in one for one in found.sentences), "a slope is no cliff"
+
+
+def test_trial_in_flight_costs_what_was_timed() -> None:
+    """It has trained two epochs since it rested after two, and their seconds are stored when it rests again."""
+    (trial,) = weighed([trial_of(0.5, 0.6, 0.7, 0.8, seconds=6.0, epochs=2)]).trials
+    assert trial.seconds == 3.0
 
 
 def test_depth_is_not_called_as_good_where_it_is_not_known_well_enough() -> None:

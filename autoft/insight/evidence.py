@@ -184,7 +184,8 @@ def weigh(
         curve = curves[trial.number]
         alike = [other for start, other in whole if start == trial.params.get("head_start")]
         gains = [other[-1] - other[len(curve) - 1] for other in alike or [other for _, other in whole]]
-        seconds = trial.user_attrs.get("seconds")
+        # what a trial in flight has trained since it rested last is not in its seconds yet
+        seconds, timed = trial.user_attrs.get("seconds"), trial.user_attrs.get("epochs", len(curve))
         counted.append(
             CountedTrial(
                 number=trial.number,
@@ -192,7 +193,7 @@ def weigh(
                 epochs=len(curve),
                 measured=curve[-1],
                 value=curve[-1] + statistics.median(gains),
-                seconds=seconds / len(curve) if seconds else None,
+                seconds=seconds / timed if seconds and timed else None,
             )
         )
     parameters: dict[str, BaseDistribution] = {}

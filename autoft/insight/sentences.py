@@ -167,45 +167,47 @@ def _of_depth(found: Dependence, evidence: Evidence, metric: Metric) -> list[str
     known = [index for index, point in enumerate(points) if point.trials >= SUPPORT]
     if len(known) < 2:
         return [f"of how many stages to freeze nothing can be said: fewer than two depths have {SUPPORT} trials or more"]
-    least = known[0]
-    sentences = []
+    least, last = known[0], known[-1]
     deeper = known[:0:-1]
     better = next((index for index in deeper if found.is_better(index, least, metric.noise)), None)
     equal = next((index for index in deeper if found.is_equal(index, least, metric.noise)), None)
-    deepest = max((index for index in (better, equal) if index is not None), default=None)
-    if deepest is not None:
-        apart = metric.both(points[deepest], points[least])
-        gain = metric.written(abs(found.gain(deepest, least)))
-        how = (
-            f"as good as {_shallow(name, points[least])} ({apart}, difference {gain}, within the noise of"
-            if deepest != better
-            else f"better than {_shallow(name, points[least])} ({apart}, difference {gain}, more than the noise of"
-        )
-        sentences.append(
-            f"{_freezing(name, points[deepest], evidence)} is {how} {metric.written(metric.noise)})"
-            f"{_cheaper(found, deepest, least)}"
-        )
+    if better is not None and equal is not None and equal < better:
+        equal = None  # the deeper one is cheaper and better
+    worse = next((index for index in known[1:] if found.is_better(least, index, metric.noise)), None)
     cliff = _cliff(found, known, metric.noise)
+    sentences = []
+    if equal is not None:
+        sentences.append(_compared(found, equal, least, evidence, metric, "as good as", "within"))
+    if better is not None:
+        sentences.append(_compared(found, better, least, evidence, metric, "better than", "more than"))
     if cliff is not None:
         before, after = points[cliff[0]], points[cliff[1]]
         sentences.append(
             f"{metric.name} falls between {_stages(name, before)} and {_stages(name, after)} frozen: "
             f"from {metric.written(before.mean)} to {metric.written(after.mean)}"
         )
-    elif found.is_better(least, known[-1], metric.noise):
-        apart = metric.both(points[known[-1]], points[least])
-        sentences.append(
-            f"{_freezing(name, points[known[-1]], evidence)} is worse than {_shallow(name, points[least])} ({apart})"
-            f"{_cheaper(found, known[-1], least)}"
-        )
+    elif worse is not None:
+        already = "already worse than" if worse != last else "worse than"
+        sentences.append(_compared(found, worse, least, evidence, metric, already, "more than"))
     if not sentences:
-        last = known[-1]
         sentences.append(
             f"{_freezing(name, points[last], evidence)} and {_shallow(name, points[least])} cannot be told apart "
             f"({metric.both(points[last], points[least])}, uncertain by {metric.written(found.spread(last, least))})"
             f"{_cheaper(found, last, least, '; the first is ')}"
         )
     return sentences
+
+
+def _compared(
+    found: Dependence, deep: int, least: int, evidence: Evidence, metric: Metric, verdict: str, beside: str
+) -> str:
+    name, points = found.name, found.points
+    apart = metric.written(abs(found.gain(deep, least)))
+    return (
+        f"{_freezing(name, points[deep], evidence)} is {verdict} {_shallow(name, points[least])} "
+        f"({metric.both(points[deep], points[least])}, difference {apart}, {beside} the noise of "
+        f"{metric.written(metric.noise)}){_cheaper(found, deep, least)}"
+    )
 
 
 def _cliff(found: Dependence, known: Sequence[int], noise: float) -> tuple[int, int] | None:

@@ -21,9 +21,10 @@ def tables(insight: Insight) -> list[list[Row]]:
     """Return a table of the importances, and one a dependence, each with its heading."""
     found = []
     if insight.importances is not None:
-        rows: list[Row] = [("SETTING", "SHARE", "")]
+        rows: list[Row] = [("SETTING", "SHARE", "CHANCE", "")]
         for setting in insight.importances.settings:
-            rows.append((setting.name, f"{100 * setting.share:.0f} %", "" if setting.stands_out else "may be chance"))
+            most = f"up to {100 * min(1.0, setting.chance):.0f} %"
+            rows.append((setting.name, f"{100 * setting.share:.0f} %", most, "" if setting.stands_out else "may be chance"))
         found.append(rows)
     assert insight.noise is not None or not insight.dependences
     metric = Metric(insight.evidence.metric, insight.noise or 0.0)
