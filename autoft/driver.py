@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from autoft import telling
 from autoft.contest import Chosen, Contest, drop_losers
 from autoft.crew import Crew, choose_manning, make_setup, start_local
 from autoft.engine import Ended, Epoch
@@ -31,7 +32,7 @@ from autoft.recipe import fixed_settings, make_recipe, study_space
 from autoft.refit import refit
 from autoft.runfolder import PROBES, TUNED, RunFolder, open_run
 from autoft.space import Candidate, Space, suggest
-from autoft.specs import Range, is_better
+from autoft.specs import is_better
 from autoft.train import EpochReport, TrainConfig
 from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, WHOLE, Trials
 from autoft.worker import WEIGHTS, Failure, Outcome, Worker, is_full_disk, settle
@@ -308,7 +309,7 @@ class _Driver:
         while len(self.flights) < self.crew.size:
             if self._out_of_time() and (self.trials.best() is not None or self.trials.finished() > 0):
                 if not self.flights:
-                    self.listener(Event("stopped", "the time limit is reached", {"reason": "time limit"}))
+                    self.listener(telling.time_is_up())
                 return
             action = self._next_action()
             if isinstance(action, Done):
@@ -329,7 +330,8 @@ class _Driver:
         done = known.get("epochs", 0)
         broken_off = UNTIL in known and not known.get(PAUSED)
         due = known[DUE] if broken_off else self.trials.clock() + self._work(candidate, settings, until - done)
-        self.listener(self._trial_event(trial, candidate, done))
+        role = known.get("role", "trial")
+        self.listener(telling.trial_begins(trial.number, role, candidate, self.space, from_epoch=done))
         self.trials.start(trial, until, due)
         self.flights[trial.number] = _Flight(trial, settings, until, due)
         self.crew.submit(
@@ -398,23 +400,9 @@ class _Driver:
     def _tell_epoch(self, trial: optuna.Trial, report: EpochReport, settings: TrainConfig) -> None:
         self.trials.report(trial, report.value, report.epoch)
         self._save_seconds()
-        self.listener(
-            Event(
-                "epoch",
-                f"trial {trial.number} epoch {report.epoch}/{settings.epochs}: "
-                f"{self.objective.metric} {report.value:.4f}, loss {report.train_loss:.4f}, {report.seconds:.1f} s",
-                {
-                    "trial": trial.number,
-                    "epoch": report.epoch,
-                    "epochs": settings.epochs,
-                    "value": report.value,
-                    "train_loss": report.train_loss,
-                    "metrics": report.metrics,
-                    "seconds": round(report.seconds, 3),
-                    "seconds_left": self._seconds_left(report, settings),
-                },
-            )
-        )
+        left, metric = self._seconds_left(report, settings), self.objective.metric
+        told = telling.epoch_ended(trial.number, report, epochs=settings.epochs, metric=metric, seconds_left=left)
+        self.listener(told)
 
     def _tell(self, flight: _Flight, outcome: Outcome) -> None:
         trial, leads = flight.trial, self._leads(outcome)
@@ -564,19 +552,11 @@ class _Driver:
                     return self._interrupted()
                 chosen = refitted
         if stored is None:
-            self.listener(Event("export", f"exporting trial {winner.number} and checking it", {"trial": winner.number}))
+            self.listener(telling.export_begins(winner.number))
             stored = export_winner(chosen, self.prepared, self.folder, self.worker, self.recipe, self.trials)
         self._save_seconds()
         result = summarize(self.trials, self.folder, self.objective.metric, stored)
-        self.listener(
-            Event(
-                "done",
-                f"trial {winner.number} won: {result.metric} {_number(result.value)} on validation "
-                f"(preset {_number(result.preset)}), {_number(result.test.get(result.metric))} "
-                f"± {_number(result.test_error)} on test",
-                {**stored, "run": str(self.folder.path), "bundle": str(self.folder.bundle), "trials": result.trials},
-            )
-        )
+        self.listener(telling.search_done(result, stored, run=self.folder.path, bundle=self.folder.bundle))
         return result
 
     def _refit(self, chosen: Chosen, anew: Mixture) -> Chosen | None:
@@ -585,16 +565,9 @@ class _Driver:
         grown = 1.0 + len(self.prepared.samples["validation"]) / count
         seconds = known["seconds"] / known["epochs"] * chosen.epoch * grown
         if left is not None and seconds > left:
-            text = f"there is no time left to train on both splits: it would take about {seconds:.0f} s"
-            self.listener(Event("warning", text, {"about": "refit", "seconds": seconds, "seconds_left": left}))
+            self.listener(telling.refit_left_out(seconds, left))
             return chosen
-        self.listener(
-            Event(
-                "export",
-                f"training trial {chosen.trial.number} on the training and validation splits, for {chosen.epoch} epochs",
-                {"trial": chosen.trial.number, "refit": True},
-            )
-        )
+        self.listener(telling.refit_begins(chosen.trial.number, chosen.epoch))
         candidate = self.recipe.candidate(chosen.trial)
         weights = refit(
             self.prepared,
@@ -618,75 +591,33 @@ class _Driver:
             self.trials.put_back(flight.trial)
         self.trials.rest()
         self._save_seconds()
-        done = self.trials.finished()
-        self.listener(
-            Event(
-                "stopped",
-                f"stopped after {done} of {self.config.search.trials} trials; all of them are kept, "
-                "and the same command goes on from here",
-                {"reason": "interrupted", "trials": done},
-            )
-        )
+        self.listener(telling.interrupted(self.trials.finished(), self.config.search.trials))
         return summarize(self.trials, self.folder, self.objective.metric, None)
 
     # --- events -----------------------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        done = self.trials.finished()
-        limit = self.config.search.time_limit
-        trials, epochs = self.config.search.trials, self.recipe.epochs
-        what, precision = self.space.parameters["batch_size"], self.recipe.tuned[self.space.labels[0]].precision
-        batch_size = f"{what.low:g} to {what.high:g}" if isinstance(what, Range) else self.space.preset["batch_size"]
-        budget = _many(trials, "trial") + (f" or {limit:g} s" if limit else "")
-        text = f"resuming {self.folder.path}: {done} trials done of" if done else f"searching in {self.folder.path}:"
+        search = self.config.search
         self.listener(
-            Event(
-                "search",
-                f"{text} {budget}, {_many(epochs, 'epoch')} each, batch size {batch_size}, "
-                f"on {self.prepared.device} in {precision}",
-                {
-                    "run": str(self.folder.path),
-                    "name": self.config.name,
-                    "trials": self.config.search.trials,
-                    "done": done,
-                    "time_limit": limit,
-                    "epochs": epochs,
-                    "batch_size": self.space.preset["batch_size"],
-                    "device": str(self.prepared.device),
-                    "precision": precision,
-                    "metric": self.objective.metric,
-                    "direction": self.objective.direction,
-                    "in_memory": self.worker.data("validation", self.space.backbones[0]).in_memory,
-                },
+            telling.search_begins(
+                self.folder.path,
+                self.config.name,
+                done=self.trials.finished(),
+                trials=search.trials,
+                epochs=self.recipe.epochs,
+                time_limit=search.time_limit,
+                space=self.space,
+                device=str(self.prepared.device),
+                precision=self.recipe.tuned[self.space.labels[0]].precision,
+                metric=self.objective.metric,
+                direction=self.objective.direction,
+                in_memory=self.worker.data("validation", self.space.backbones[0]).in_memory,
             )
         )
 
-    def _trial_event(self, trial: optuna.Trial, candidate: Candidate, done: int) -> Event:
-        role = trial.user_attrs.get("role", "trial")
-        shown = ", ".join(f"{name} {_short(value)}" for name, value in self.space.told(candidate).items())
-        if len(self.space.backbones) > 1:
-            shown = f"{self.space.labels[candidate.backbone]}, {shown}"
-        which = f"trial {trial.number}" + (f" ({role})" if role != "trial" else "")
-        return Event(
-            "trial",
-            f"{which} goes on from epoch {done}" if done else f"{which}: {shown}",
-            {
-                "trial": trial.number,
-                "role": role,
-                "from_epoch": done,
-                "backbone": self.space.labels[candidate.backbone],
-                "settings": dict(candidate.values),
-            },
-        )
-
     def _end_event(self, number: int, state: str, value: float | None, why: str, leads: bool, seconds: float) -> None:
-        text = f"trial {number} {state}"
-        if value is not None:
-            text += f": {self.objective.metric} {value:.4f}{', the best so far' if leads else ''}"
-        if why not in ("finished", state):
-            text += f" ({why})"
-        data = {"trial": number, "state": state, "value": value, "why": why, "best": leads, "seconds": round(seconds, 3)}
-        self.listener(Event("trial_end", text, data))
+        metric = self.objective.metric
+        self.listener(telling.trial_ended(number, state, value, why, leads=leads, seconds=seconds, metric=metric))
 
 
 def _check_refit(prepared: Prepared) -> None:
@@ -715,15 +646,3 @@ def _facts_of(flight: _Flight, outcome: Outcome) -> dict[str, Any]:
         "reuse": outcome.reuse or None,
         CLOCK: flight.due,
     }
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -46,6 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "driver",
         "openings",
+        "telling",
         "crew",
         "recipe",
         "refit",
