@@ -214,6 +214,18 @@ def test_only_the_learning_rate_matters_and_is_named() -> None:
     assert sentence(found, "matters most").startswith(f"`learning_rate` matters most ({100 * first.share:.0f} %")
 
 
+def test_setting_that_came_along_with_good_trials_is_not_said_to_matter() -> None:
+    """What a search does: as its learning rates get better, it stays with one dropout, which has no effect."""
+    trials = searched(by_rate, 80)
+    for trial in trials:
+        if by_rate(trial.params) > 0.93:
+            trial.params["dropout"] = 0.2
+    found = learned(trials)
+    assert {setting.name for setting in found.importances.settings if setting.stands_out} == {"learning_rate", "dropout"}
+    assert "may only have come along" in sentence(found, "`dropout` goes with the best fifth")
+    assert "`learning_rate` matters" in sentence(found, "matters")
+
+
 def test_where_nothing_matters_no_setting_is_named() -> None:
     standing = 0
     for seed in range(10):

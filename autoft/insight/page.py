@@ -19,6 +19,7 @@ from autoft.insight.sentences import counted, written
 PAGE = "insight.html"
 # These stand out on white and on black alike; what is written takes the page's own colour (`STYLE`).
 BLUE, BAND, ORANGE, GREY, GRID = "#3987e5", "rgba(57,135,229,0.25)", "#d9730d", "#8a8a8a", "rgba(128,128,128,0.25)"
+SHOWN = {"displayModeBar": False, "responsive": True}
 OFF_WIDTH = 0.12  # of a plot, for the bar of "off"
 
 STYLE = """
@@ -59,14 +60,14 @@ def render(insight: Insight) -> str:
         figures.append(("What matters", about, _importances(insight)))
     for found in insight.dependences:
         about = (
-            f"{evidence.metric} after {evidence.epochs} epochs, whatever the other settings are, and one standard deviation "
-            "over the trees of a random forest. Full dots are trials that trained all epochs; of hollow ones the rest is "
-            "expected."
+            f"Expected {evidence.metric} after {evidence.epochs} epochs, over what trials had of other settings, and "
+            "one standard deviation over the trees of a random forest. Full dots trained all epochs; of hollow "
+            "ones the rest is expected."
         )
         figures.append((f"`{found.name}`", about, _dependence(found, evidence)))
     drawn = "\n".join(
         f"<figure>\n<h2>{_marked(title)}</h2>\n"
-        f"{figure.to_html(full_html=False, include_plotlyjs=not place, config={'displaylogo': False, 'responsive': True})}\n"
+        f"{figure.to_html(full_html=False, include_plotlyjs=not place, config=SHOWN)}\n"
         f"<figcaption>{html.escape(about)}</figcaption>\n</figure>"
         for place, (title, about, figure) in enumerate(figures)
     )
@@ -125,7 +126,7 @@ def _dependence(found: Dependence, evidence: Evidence) -> go.Figure:
     if found.ordered:
         _draw_curve(figure, on, last)
         _draw_trials(figure, trials_on, places, evidence, last)
-        figure.update_xaxes(title_text=found.name, type="log" if found.log else "linear", col=last)
+        figure.update_xaxes(title_text=found.name, type="log" if found.log else "linear", exponentformat="power", col=last)
     else:
         _draw_bars(figure, on, [written(found.name, point) for point in on], last)
         _draw_trials(figure, trials_on, [str(place) for place in places], evidence, last)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from autoft.insight.dependence import Dependence, Point
 from autoft.insight.evidence import DEPTHS, Evidence
@@ -53,7 +53,7 @@ def tell(
     """
     metric = Metric(evidence.metric, noise)
     return [
-        *_of_importances(found),
+        *_of_importances(found, {one.name for one in dependences if _shows(one, noise)}),
         *(sentence for one in dependences if one.name in DEPTHS for sentence in _of_depth(one, evidence, metric)),
         *(_of_setting(one, metric) for one in dependences if one.name not in DEPTHS),
         f"differences of {metric.name} below {metric.written(noise)} count as noise: {noise_of}",
@@ -98,28 +98,34 @@ def written(name: str, point: Point) -> str:
     return f"{point.value:.3g}"
 
 
-def _of_importances(found: Importances | None) -> list[str]:
+def _of_importances(found: Importances | None, shown: Collection[str]) -> list[str]:
+    """Say which settings matter; `shown` are those some of whose values are better than others."""
     if found is None or not found.settings:
         return []
-    sure = [setting for setting in found.settings if setting.stands_out]
+    sure = [setting for setting in found.settings if setting.stands_out and setting.name in shown]
+    along = [setting for setting in found.settings if setting.stands_out and setting.name not in shown]
+    # a search that gets better by one setting keeps others where they happened to be, so that they go with good trials too
+    doubtful = [
+        f"`{setting.name}` goes with the best fifth of the trials ({100 * setting.share:.0f} % of what sets them apart), "
+        "but its values cannot be told apart: it may only have come along with others"
+        for setting in along[:NAMED]
+    ]
+    if not sure and along:
+        return doubtful
     if not sure:
         most = found.settings[0]
         return [f"no setting stands out: `{most.name}` has the largest share, {100 * most.share:.0f} %, which may be chance"]
     first, *others = sure
     what = f"of what sets the best fifth of the trials apart; chance alone may give {100 * first.chance:.0f} %"
     listed = ", ".join(f"`{setting.name}` ({100 * setting.share:.0f} %)" for setting in others[:NAMED])
-    after = f"; then {listed}" if others else "; no other stands out"
-    return [f"`{first.name}` matters most ({100 * first.share:.0f} % {what}){after}"]
+    after = f"; then {listed}" if others else "" if along else "; no other stands out"
+    matters = "matters most" if first is found.settings[0] else "matters"
+    return [f"`{first.name}` {matters} ({100 * first.share:.0f} % {what}){after}", *doubtful]
 
 
 def _of_setting(found: Dependence, metric: Metric) -> str:
     name, points = found.name, found.points
-    # between the values of a curve the trials beside a point tell of it too; one of a few values stands for itself
-    judged = [
-        index
-        for index, point in enumerate(points)
-        if point.trials >= SUPPORT or (found.ordered and not point.off and len(points) > 1)
-    ]
+    judged = _judged(found)
     if len(judged) < 2:
         return f"`{name}`: nothing can be said, since fewer than two values have {SUPPORT} trials or more"
     best = max(judged, key=lambda index: found.better * points[index].mean)
@@ -148,6 +154,20 @@ def _of_setting(found: Dependence, metric: Metric) -> str:
     else:
         where = f"best between {written(name, points[low])} and {written(name, points[high])}"
     return f"`{name}`: {where} ({values}; {against})"
+
+
+def _judged(found: Dependence) -> list[int]:
+    """Return the points that enough is known of."""
+    # between the values of a curve the trials beside a point tell of it too; one of a few values stands for itself
+    between = found.ordered and len(found.points) > 1
+    return [index for index, point in enumerate(found.points) if point.trials >= SUPPORT or (between and not point.off)]
+
+
+def _shows(found: Dependence, noise: float) -> bool:
+    """Return whether some values are better than others."""
+    judged = _judged(found)
+    best = max(judged, key=lambda index: found.better * found.points[index].mean, default=0)
+    return any(found.is_better(best, index, noise) for index in judged)
 
 
 def _stretch(good: Sequence[int], best: int) -> tuple[int, int]:
