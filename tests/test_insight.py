@@ -367,6 +367,12 @@ def test_choice_is_judged_by_its_values() -> None:
     assert sentence(found, "`schedule`:").startswith("`schedule`: best `linear`")
 
 
+def test_settings_whose_values_cannot_be_told_apart_share_a_sentence() -> None:
+    found = consider(of(nothing, 40).evidence, ["schedule", "dropout"])
+    last = [one for one in found.sentences if one.endswith("the values that were tried cannot be told apart")]
+    assert last == ["`learning_rate`, `schedule`, `dropout`: the values that were tried cannot be told apart"]
+
+
 def test_choice_that_one_trial_had_is_not_judged() -> None:
     trials = searched(nothing, space={"dropout": SPACE["dropout"]})
     for index, trial in enumerate(trials):

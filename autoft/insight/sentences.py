@@ -13,6 +13,7 @@ SUPPORT = 3  # trials that a depth, or one of a few values, must have before it 
 CLIFF = 0.6  # share of the whole fall that one stretch of depths must have to be called a cliff
 STRETCH = 3  # stages that this stretch has at most
 SMALL = 0.01  # numbers below it are written as 3e-4
+NOT_APART = "cannot be told apart"
 NAMED = 2  # settings that are named beside the most important one
 
 
@@ -52,10 +53,15 @@ def tell(
         noise_of: What it is from, in words.
     """
     metric = Metric(evidence.metric, noise)
+    shares = _of_importances(found, {one.name for one in dependences if _shows(one, noise)})
+    depths = [sentence for one in dependences if one.name in DEPTHS for sentence in _of_depth(one, evidence, metric)]
+    others = [_of_setting(one, metric) for one in dependences if one.name not in DEPTHS]
+    flat = [name for name, text in others if text == NOT_APART]
     return [
-        *_of_importances(found, {one.name for one in dependences if _shows(one, noise)}),
-        *(sentence for one in dependences if one.name in DEPTHS for sentence in _of_depth(one, evidence, metric)),
-        *(_of_setting(one, metric) for one in dependences if one.name not in DEPTHS),
+        *shares,
+        *depths,
+        *(f"`{name}`: {text}" for name, text in others if text != NOT_APART),
+        *([f"{_listed(flat)}: the values that were tried {NOT_APART}"] if flat else []),
         f"differences of {metric.name} below {metric.written(noise)} count as noise: {noise_of}",
     ]
 
@@ -123,23 +129,24 @@ def _of_importances(found: Importances | None, shown: Collection[str]) -> list[s
     return [f"`{first.name}` {matters} ({100 * first.share:.0f} % {what}){after}", *doubtful]
 
 
-def _of_setting(found: Dependence, metric: Metric) -> str:
+def _of_setting(found: Dependence, metric: Metric) -> tuple[str, str]:
+    """Return a setting's name, and what is said of it."""
     name, points = found.name, found.points
     judged = _judged(found)
     if len(judged) < 2:
-        return f"`{name}`: nothing can be said, since fewer than two values have {SUPPORT} trials or more"
+        return name, f"nothing can be said, since fewer than two values have {SUPPORT} trials or more"
     best = max(judged, key=lambda index: found.better * points[index].mean)
     good = [index for index in judged if not found.is_better(best, index, metric.noise)]
     if good == judged:
-        return f"`{name}`: the values that were tried cannot be told apart"
+        return name, NOT_APART
     values = f"{metric.name} {metric.written(points[best].mean)}"
     worst = min(judged, key=lambda index: found.gain(index, best))
     against = f"{metric.written(points[worst].mean)} at {written(name, points[worst])}"
     if not found.ordered:
         names = " or ".join(f"`{written(name, points[index])}`" for index in good)
-        return f"`{name}`: best {names} ({values}; {against})"
+        return name, f"best {names} ({values}; {against})"
     if points[0].off and 0 in good:
-        return f"`{name}`: off is as good as any value that was tried ({values}; {against})"
+        return name, f"off is as good as any value that was tried ({values}; {against})"
     low, high = _stretch(good, best)
     if low == high == len(points) - 1:
         where = f"best at the largest value tried, {written(name, points[low])}"
@@ -153,7 +160,11 @@ def _of_setting(found: Dependence, metric: Metric) -> str:
         where = f"best up to {written(name, points[high])}, down to the smallest value tried, {written(name, points[low])}"
     else:
         where = f"best between {written(name, points[low])} and {written(name, points[high])}"
-    return f"`{name}`: {where} ({values}; {against})"
+    return name, f"{where} ({values}; {against})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _judged(found: Dependence) -> list[int]:
@@ -183,7 +194,7 @@ def _stretch(good: Sequence[int], best: int) -> tuple[int, int]:
 def _of_depth(found: Dependence, evidence: Evidence, metric: Metric) -> list[str]:
     name, points = found.name, found.points
     if not found.ordered:
-        return [_of_setting(found, metric)]
+        return ["`{}`: {}".format(*_of_setting(found, metric))]
     known = [index for index, point in enumerate(points) if point.trials >= SUPPORT]
     if len(known) < 2:
         return [f"of how many stages to freeze nothing can be said: fewer than two depths have {SUPPORT} trials or more"]
