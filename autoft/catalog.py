@@ -12,9 +12,9 @@ from typing import NoReturn, TypeVar
 
 from autoft.errors import AutoftError, BackboneError, DataError, PluginError, nearest
 from autoft.plugin_record import Kind, PluginInfo, describe, type_name
-from autoft.specs import Backbone, BackboneFamily, BackboneRequest, DataFormat, Head
+from autoft.specs import Backbone, BackboneFamily, BackboneRequest, DataFormat, Head, Strategy
 
-NOUNS: Mapping[Kind, str] = {"family": "backbone family", "head": "head", "data": "data format"}
+NOUNS: Mapping[Kind, str] = {"family": "backbone family", "head": "head", "data": "data format", "strategy": "strategy"}
 
 _T = TypeVar("_T")
 
@@ -27,12 +27,14 @@ class Catalog:
         families: Backbone families.
         heads: Heads.
         data: Data formats.
+        strategies: Strategies.
         plugins: Every installed plugin in loading order: loaded, broken or left out.
     """
 
     families: Mapping[str, BackboneFamily] = field(default_factory=dict)
     heads: Mapping[str, Head] = field(default_factory=dict)
     data: Mapping[str, DataFormat] = field(default_factory=dict)
+    strategies: Mapping[str, Strategy] = field(default_factory=dict)
     plugins: tuple[PluginInfo, ...] = ()
 
     def family(self, name: str) -> BackboneFamily:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from autoft.averaging import Average
-from autoft.files import load_tensors, save_tensors
+from autoft.files import load_tensors, remove_tree, save_tensors, write_bytes
 
 LAST = "last.safetensors"
+ADAPTER = "adapter"  # folders with the adapter alone, one for each best epoch
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,12 @@ class State:
 
 
 def save(
-    folder: Path, state: State, history: list[dict[str, Any]], best_epoch: int, best_weights: Mapping[str, Tensor]
+    folder: Path,
+    state: State,
+    history: list[dict[str, Any]],
+    best_epoch: int,
+    best_weights: Mapping[str, Tensor],
+    adapter: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a checkpoint.
 
@@ -47,11 +53,14 @@ def save(
         history: The epochs' reports, JSON-ready.
         best_epoch: Which of them is the best, counted from 1.
         best_weights: Of that epoch.
+        adapter: Files of the adapter alone at that epoch, where there is one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     best_file = folder / f"best-{best_epoch}.safetensors"
     if best_epoch == history[-1]["epoch"]:
-        # a file of its own for each best epoch: after a kill before the commit below, the older one is still there
+        # files of its own for each best epoch: after a kill before the commit below, the older ones are still there
+        for name, content in (adapter or {}).items():
+            write_bytes(folder / f"{ADAPTER}-{best_epoch}" / name, content)
         save_tensors(best_file, best_weights)
     tensors = {f"model/{name}": value for name, value in state.model.state_dict().items()}
     for group in state.optimizer.param_groups:
@@ -67,6 +76,9 @@ def save(
     for stale in folder.glob("best-*.safetensors"):
         if stale != best_file:
             stale.unlink()
+    for old in folder.glob(f"{ADAPTER}-*"):
+        if old.name != f"{ADAPTER}-{best_epoch}":
+            remove_tree(old)
 
 
 def load(folder: Path, state: State) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:

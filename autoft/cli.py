@@ -527,7 +527,11 @@ def plugins_check(
     kinds = kinds_to_check(
         lambda features: catalog.resolve_backbone(name, weights="none", features=features), catalog.heads.values()
     )
-    results = [(backbone.features, item) for backbone, head in kinds for item in run_checks(backbone, head)]
+    results = [
+        (backbone.features, item)
+        for backbone, head in kinds
+        for item in run_checks(backbone, head, catalog.strategies.values())
+    ]
     if as_json:
         entries = [
             {

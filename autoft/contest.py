@@ -302,8 +302,9 @@ class Contest:
             ordered[1:] = ordered[1:][::-1]
         candidate, settings = self._settings(winner, best.seed)
         backbone = self.recipe.backbone(candidate)
-        model = self.worker.build(backbone, settings)
-        blends = backbone.weights != "none" and settings.freeze_depth < len(model.stages)
+        model = self.worker.build(backbone, settings, finished=True)
+        whole = settings.freeze_depth == self.recipe.space.stages[candidate.backbone]
+        blends = backbone.weights != "none" and not whole
         pretrained = {name: tensor.clone() for name, tensor in model.state_dict().items()} if blends else None
         model.to(self.prepared.device)
         validation = self.worker.data("validation", backbone)

@@ -37,19 +37,20 @@ from autoft.plugin_record import (
     with_record,
     write_record,
 )
-from autoft.specs import BackboneFamily, DataFormat, Head
+from autoft.specs import WHOLE, BackboneFamily, DataFormat, Head, Strategy
 
 __all__ = ["GROUP", "Catalog", "Kind", "PluginInfo", "Provided", "discover", "installed"]
 
 GROUP = "autoft"
 
-_Spec = BackboneFamily | Head | DataFormat
+_Spec = BackboneFamily | Head | DataFormat | Strategy
 _Specs = dict[tuple[Kind, str], _Spec]
 
 _HOOKS: Mapping[str, tuple[Kind, type[_Spec]]] = {
     "autoft_backbones": ("family", BackboneFamily),
     "autoft_heads": ("head", Head),
     "autoft_data": ("data", DataFormat),
+    "autoft_strategies": ("strategy", Strategy),
 }
 _SPEC_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
@@ -109,6 +110,7 @@ def discover(*, enabled: bool = True, allow: Collection[str] | None = None, stri
         families=MappingProxyType({s.name: s for s in specs.values() if isinstance(s, BackboneFamily)}),
         heads=MappingProxyType({s.name: s for s in specs.values() if isinstance(s, Head)}),
         data=MappingProxyType({s.name: s for s in specs.values() if isinstance(s, DataFormat)}),
+        strategies=MappingProxyType({s.name: s for s in specs.values() if isinstance(s, Strategy)}),
         plugins=tuple(plugins),
     )
 
@@ -318,6 +320,10 @@ def _add(hook: str, result: object, specs: _Specs) -> None:
         if not isinstance(name, str) or not _SPEC_NAME.fullmatch(name):
             rule = "a name is lowercase letters, digits, '.', '_' and '-', and starts with a letter or digit"
             raise _BrokenPluginError(f"hook `{hook}` returned [{index}] with the name {name!r}, but {rule}")
+        if (kind, name) == ("strategy", WHOLE):
+            raise _BrokenPluginError(
+                f"hook `{hook}` returned [{index}] with the name `{name}`, which means no strategy at all"
+            )
         if (kind, name) in specs:
             raise _BrokenPluginError(f"hook `{hook}` returned [{index}] with the name `{name}` a second time")
         specs[kind, name] = spec

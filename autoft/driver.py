@@ -106,6 +106,7 @@ def search(
                 reuse=config.search.reuse,
                 sharing=SHARING,
                 heads=run.heads,
+                strategies=prepared.catalog.strategies,
             )
             setup = make_setup(prepared, run, manning, plugins=plugins, sharing=SHARING)
             engine = ProcessEngine() if manning.workers else None

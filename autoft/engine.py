@@ -226,6 +226,7 @@ def equip(setup: Setup, number: int = 0) -> Equipment:
         prefix=_path(setup.prefix),
         sharing=setup.sharing,
         heads=_path(setup.heads),
+        strategies=catalog.strategies,
     )
     return Equipment(worker, backbones)
 

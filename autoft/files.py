@@ -151,6 +151,12 @@ def write_text(path: Path, text: str) -> None:
     replace_atomically(path, lambda temporary: _write_exactly(temporary, text))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically, and the folder that it lies in where that is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_atomically(path, lambda temporary: _write_whole(temporary, content))
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically; NaN and infinity are refused, since other readers refuse them."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -170,6 +176,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, but holds a {type(content).__name__}")
     return content
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:

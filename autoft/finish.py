@@ -81,7 +81,7 @@ def export_winner(
     settings = recipe.settings(candidate, seed=chosen.seed)
     shown = describe_settings(candidate, settings, recipe.space)
     backbone = recipe.backbone(candidate)
-    model = worker.build(backbone, settings)
+    model = worker.build(backbone, settings, finished=True)
     model.load_state_dict(chosen.weights)
     # a continued run may find another winner; how often the test split was looked at belongs to the result
     scored = (_read_result(run) or {}).get("test_scored", 0) + 1

@@ -130,3 +130,32 @@ def parameter_groups(
 
 def _decays(name: str, parameter: nn.Parameter, *, exempt: Collection[str]) -> bool:
     return parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
+
+
+def stages_of_adapted(module: nn.Module, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Return the stages of a module to whose layers something was added, each new parameter with the layer that has it.
+
+    For strategies: where `blocks.0.attn.qkv` becomes a layer that holds the old one and more, all of it belongs to the stage
+    of `blocks.0.attn.qkv`.
+
+    Args:
+        module: As it is now.
+        stages: Of the module as it was.
+
+    Raises:
+        BackboneError: A parameter is in no module that the stages knew.
+    """
+    place = {name: index for index, stage in enumerate(stages) for name in stage.parameters}
+    owners: dict[str, int] = {}
+    for name, index in place.items():
+        owner = name.rpartition(".")[0]
+        owners[owner] = max(index, owners.get(owner, 0))
+    found: list[list[str]] = [[] for _ in stages]
+    for name, _ in module.named_parameters():
+        owner = name
+        while name not in place and owner and owner not in owners:
+            owner = owner.rpartition(".")[0]
+        if name not in place and owner not in owners:
+            raise BackboneError(f"the parameter {name} must belong to a layer that the stages know, but belongs to none")
+        found[place[name] if name in place else owners[owner]].append(name)
+    return tuple(Stage(stage.name, tuple(names)) for stage, names in zip(stages, found, strict=True))

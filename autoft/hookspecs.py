@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pluggy
 
-from autoft.specs import BackboneFamily, DataFormat, Head
+from autoft.specs import BackboneFamily, DataFormat, Head, Strategy
 
 PROJECT = "autoft"
 
@@ -28,3 +28,8 @@ def autoft_heads() -> list[Head]:  # type: ignore[empty-body]
 @hookspec
 def autoft_data() -> list[DataFormat]:  # type: ignore[empty-body]
     """Return data formats: kinds of files or folders that hold labelled samples."""
+
+
+@hookspec
+def autoft_strategies() -> list[Strategy]:  # type: ignore[empty-body]
+    """Return strategies: ways to train a backbone by few parameters, such as LoRA."""

@@ -17,7 +17,7 @@ MASK = "attention_mask"  # what backbones of texts call the input that is 0 at p
 
 
 def describe(catalog: Catalog, name: str, *, cuts: bool = False) -> dict[str, Any]:
-    """Return what there is to know of a backbone (`FAMILY/MODEL`), a backbone family, a head or a data format, JSON-ready.
+    """Return what there is to know of a backbone (`FAMILY/MODEL`), family, head, data format or strategy, JSON-ready.
 
     A backbone is built with random weights for this; nothing is downloaded.
 
@@ -60,7 +60,15 @@ def describe(catalog: Catalog, name: str, *, cuts: bool = False) -> dict[str, An
             "models": len(set(family.models())),
             "suggested": list(family.suggest(family.modality or "text", math.inf)),
         }
-    names = [*catalog.families, *catalog.heads, *catalog.data]
+    if name in catalog.strategies:
+        strategy = catalog.strategies[name]
+        return {
+            "kind": "strategy",
+            "name": name,
+            "help": strategy.help,
+            "knobs": {knob.name: {"default": knob.default, "help": knob.help} for knob in strategy.knobs},
+        }
+    names = [*catalog.families, *catalog.heads, *catalog.data, *catalog.strategies]
     near = nearest(name, names)
     raise PluginError(
         f"no plugin provides anything named {name!r}",

@@ -9,13 +9,12 @@ from typing import Literal
 from autoft.averaging import AVERAGES
 from autoft.layers import Trait
 from autoft.schedule import SCHEDULES
-from autoft.specs import Choice, Range
+from autoft.specs import WHOLE, Choice, Range
 
 Value = str | int | float | bool
 Level = Literal["small", "full", "asked"]
 
 FRESH, PROBE = "fresh", "probe"  # values of `head_start`
-WHOLE = "full"  # the strategy that trains all
 
 
 @dataclass(frozen=True)
@@ -313,6 +312,16 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "see `autoft plugins`",
         level="asked",
+    ),
+    Setting(
+        "adapter_multiplier",
+        10.0,
+        Range(1.0, 30.0, log=True),
+        "with a strategy, the learning rate of what it adds over the backbone's",
+        Range(1e-3, 1e4),
+        "LoRA's rates are some ten times those of full fine-tuning, arXiv:2106.09685",
+        level="asked",
+        when=("strategy", ()),
     ),
     Setting(
         "optimizer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,35 @@ from autoft.errors import BackboneError
 from autoft.freezing import check_stages, frozen_modules, frozen_parameters
 from autoft.head_start import load_head
 from autoft.layers import batch_norms, set_stochastic_depth
-from autoft.specs import Backbone, Head, Stage, Targets
+from autoft.specs import Backbone, Head, Stage, Strategy, Targets
 
 
 class FineTuneModel(nn.Module):
     """A backbone followed by a head; frozen stages stay in `eval()` through every `train()`.
 
     Attributes:
-        backbone: Takes the inputs, gives features.
+        backbone: Takes the inputs, gives features; as a strategy has adapted it, where there is one.
         head: Takes features, gives outputs.
         stages: The backbone's stages, input to output.
+        trained: Names of the backbone's parameters that may be trained at all, or None for all.
+        strategy: What adapted the backbone, or None.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, stages: Sequence[Stage]) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        stages: Sequence[Stage],
+        *,
+        trained: frozenset[str] | None = None,
+        strategy: Strategy | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.stages = tuple(stages)
+        self.trained = trained
+        self.strategy = strategy
         self._held_in_eval: tuple[nn.Module, ...] = ()
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -49,11 +62,26 @@ class FineTuneModel(nn.Module):
         """
         frozen = frozen_parameters(self.stages, depth)
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(name not in frozen)
+            parameter.requires_grad_(name not in frozen and (self.trained is None or name in self.trained))
         held = frozen_modules(self.backbone, frozen) if depth else ()
         normalizing = batch_norms(self.backbone) if statistics else []
         self._held_in_eval = (*(self.backbone.get_submodule(name) for name in held), *normalizing)
         self.train(self.training)
+
+    def finished_state(self) -> dict[str, Tensor]:
+        """Return the state, on the CPU, of the model that is scored from files and exported: adapters are merged into it."""
+        if self.strategy is None:
+            state = self.state_dict()
+        else:
+            # of a copy: merging adds to the weights, and what was added cannot be taken away again to the last bit
+            merged = self.strategy.merge(copy.deepcopy(self.backbone))
+            state = {f"backbone.{name}": value for name, value in merged.state_dict().items()}
+            state |= {f"head.{name}": value for name, value in self.head.state_dict().items()}
+        return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    def adapter_files(self) -> Mapping[str, bytes]:
+        """Return the adapter alone as files by name; none without a strategy."""
+        return {} if self.strategy is None else self.strategy.files(self.backbone)
 
     def train(self, mode: bool = True) -> FineTuneModel:
         """Set training mode, except in frozen modules: a frozen BatchNorm would keep drifting, a frozen dropout firing."""
@@ -72,6 +100,9 @@ def assemble(
     seed: int,
     head_start: Path | None = None,
     stochastic_depth: float = 0.0,
+    strategy: Strategy | None = None,
+    depth: int = 0,
+    finished: bool = False,
 ) -> FineTuneModel:
     """Build a backbone with its weights, and a head of matching size on top.
 
@@ -83,6 +114,9 @@ def assemble(
         seed: Seeds the random initialization of the head (and of the backbone where it has no weights).
         head_start: File of `head_start.save_head` with the weights that the head starts from, or None for random ones.
         stochastic_depth: How often the backbone's last residual branch is left out in training, earlier ones less.
+        strategy: How the stages from `depth` on are trained, or None for all of their weights.
+        depth: Stages that will be frozen.
+        finished: Whether the model is to take weights of `finished_state`, to be scored or exported, and not trained.
 
     Raises:
         DataError: That file is damaged, or of another head.
@@ -98,8 +132,15 @@ def assemble(
     stages = backbone.stages(module)
     check_stages(module, stages)
     set_stochastic_depth(module, stochastic_depth)
+    width, trained = backbone.feature_size(module), None
+    if strategy is not None:
+        adapted = strategy.apply(module, stages, depth, knobs)
+        check_stages(adapted.module, adapted.stages)
+        module, stages, trained = adapted.module, adapted.stages, adapted.trained
+    if strategy is not None and finished:
+        module, stages = strategy.merge(module), ()
     torch.manual_seed(seed)  # again: the head's start must not depend on how the backbone was made
-    output = head.build(backbone.feature_size(module), targets, knobs)
+    output = head.build(width, targets, knobs)
     if head_start is not None:
         load_head(output, head_start)
-    return FineTuneModel(module, output, stages)
+    return FineTuneModel(module, output, stages, trained=trained, strategy=None if finished else strategy)

@@ -20,7 +20,7 @@ from autoft.files import read_json, write_json
 
 OWN_PACKAGE = "autoft"
 
-Kind = Literal["family", "head", "data"]
+Kind = Literal["family", "head", "data", "strategy"]
 State = Literal["ok", "broken", "left out", "not loaded yet"]
 
 logger = logging.getLogger("autoft")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from autoft.errors import BackboneError, RunError, first_line
 from autoft.events import Event, Listener
 from autoft.export.bundle import example_inputs
 from autoft.export.onnx import to_onnx
 from autoft.layers import Trait, traits
-from autoft.prepare import Prepared
+from autoft.prepare import Prepared, wanted_strategies
 from autoft.specs import Backbone
 from autoft.train import TrainConfig
 from autoft.worker import Worker
@@ -90,6 +91,7 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
                 lengths=backbone.preprocessing.ragged,
             )
             slowest = max(slowest, time.monotonic() - started)
+        _check_strategies(prepared, worker, backbone, config, inputs, export=export)
         stages.append(len(model.stages))
         found.append(traits(model.backbone))
         parameters.append(count)
@@ -113,6 +115,34 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
         _tell_cut(prepared, worker, backbone, listener)
     _check_disk(prepared, run, max(parameters), listener)
     return Checked(tuple(stages), tuple(parameters), slowest, tuple(found))
+
+
+def _check_strategies(
+    prepared: Prepared, worker: Worker, backbone: Backbone, config: TrainConfig, inputs: tuple[Tensor, ...], *, export: bool
+) -> None:
+    """Check that each strategy which the study tries can train a backbone, and that what it leaves can be exported."""
+    head = prepared.objective.head
+    for strategy in wanted_strategies(prepared.config, prepared.catalog):
+        why = strategy.check(backbone, backbone.build())
+        if why is not None:
+            raise BackboneError(
+                f"{backbone.name} cannot be trained with {strategy.name}: {why}",
+                f"take {strategy.name} out of `space.strategy`, or choose another backbone",
+            )
+        knobs = {**config.knobs, **{knob.name: knob.default for knob in strategy.knobs}}
+        model = worker.build(backbone, replace(config, strategy=strategy.name, knobs=knobs), finished=True).eval()
+        with torch.no_grad():
+            model(*inputs)
+        if export:
+            to_onnx(
+                model,
+                head.activation,
+                inputs,
+                input_names=backbone.inputs,
+                labels=prepared.objective.targets.labels,
+                scores=head.scores,
+                lengths=backbone.preprocessing.ragged,
+            )
 
 
 def _tell_cut(prepared: Prepared, worker: Worker, backbone: Backbone, listener: Listener) -> None:

@@ -17,8 +17,8 @@ from autoft.errors import AutoftError, BackboneError, ConfigError, DataError, Pl
 from autoft.events import Event, Listener
 from autoft.presets import expand, is_preset, objection, resolved
 from autoft.ragged import Ragged, Rows
-from autoft.space import Searched, check_values, names
-from autoft.specs import SPLITS, Backbone, Head, RawData, Sample, Targets
+from autoft.space import AS_SEARCHED, Searched, check_values, names
+from autoft.specs import SPLITS, WHOLE, Backbone, Choice, Head, RawData, Sample, Strategy, Targets
 from autoft.splits import Splits, Subset, make_splits
 from autoft.train import Objective, choose_device
 
@@ -94,6 +94,7 @@ def load_config(
 
 def known(catalog: Catalog) -> Known:
     """Return the names that a study may use."""
+    strategies = tuple(catalog.strategies.values())
 
     def check_backbone(name: str, weights: str) -> Objection | None:
         if is_preset(name):
@@ -107,18 +108,25 @@ def known(catalog: Catalog) -> Known:
         return None
 
     def check_space(name: str, entry: Searched) -> Objection | None:
-        found = [check_values({name: entry}, head) for head in catalog.heads.values()]
+        found = [check_values({name: entry}, head, strategies=strategies) for head in catalog.heads.values()]
         # possible as soon as one task takes it; which task it is may only be known from the data
         return Objection(found[0][0].message, found[0][0].hint) if found and all(found) else None
 
     return Known(
         data_plugins=frozenset(catalog.data),
         heads={name: frozenset(head.directions) for name, head in catalog.heads.items()},
-        space=frozenset().union(*(names(head) for head in catalog.heads.values())),
+        space=frozenset().union(*(names(head, strategies) for head in catalog.heads.values())),
         check_backbone=check_backbone,
         broken=tuple(str(plugin) for plugin in catalog.plugins if plugin.state == "broken"),
         check_space=check_space,
     )
+
+
+def wanted_strategies(config: StudyConfig, catalog: Catalog) -> tuple[Strategy, ...]:
+    """Return the strategies that a study tries, in the order of the installed ones."""
+    asked, known = config.space.get("strategy", WHOLE), catalog.strategies
+    names = asked.values if isinstance(asked, Choice) else tuple(known) if asked == AS_SEARCHED else (asked,)
+    return tuple(strategy for name, strategy in known.items() if name in names)
 
 
 def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepared:
@@ -254,7 +262,7 @@ def _head(config: StudyConfig, catalog: Catalog, raw: RawData) -> Head:
             config.source,
             [config.problem("task", f"must fit {raw.modality} data, but {head.name} is for {head.modality} data")],
         )
-    unknown = sorted(set(config.space) - names(head))
+    unknown = sorted(set(config.space) - names(head, catalog.strategies.values()))
     if unknown:
         raise ConfigError(
             config.source,

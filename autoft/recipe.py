@@ -16,8 +16,16 @@ from autoft.errors import ConfigError
 from autoft.events import Event, Listener
 from autoft.files import read_json, write_json
 from autoft.layers import Trait
-from autoft.prepare import Prepared
-from autoft.space import Candidate, Space, build_space, choose_augmentation, shared_policies, suggest, train_config
+from autoft.prepare import Prepared, wanted_strategies
+from autoft.space import (
+    Candidate,
+    Space,
+    build_space,
+    choose_augmentation,
+    shared_policies,
+    suggest,
+    train_config,
+)
 from autoft.specs import Backbone, Choice, Head, Range
 from autoft.train import TrainConfig, choose_batch_size, choose_epochs
 from autoft.tuning import MEASURED, Tuned, tune
@@ -126,6 +134,7 @@ def study_space(
         trainer=trainer,
         fixed=_fixed_by(config.trainer),
         traits=traits,
+        strategies=wanted_strategies(config, prepared.catalog),
         samples=len(prepared.samples["train"]),
     )
     found = [config.problem(problem.where, problem.message, problem.hint) for problem in problems]

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from autoft.checkpoint import LAST
 from autoft.errors import RunError
 from autoft.failures import stop_if_not_its_fault
 from autoft.files import load_tensors
@@ -57,7 +58,7 @@ def refit(
     order = [*prepared.splits.train, *prepared.splits.validation]
     both = (Subset(prepared.raw.samples, order), _joined(prepared.encoded["train"], prepared.encoded["validation"]))
     others = {split: (prepared.samples[split], prepared.encoded[split]) for split in ("validation", "test")}
-    settings = replace(settings, patience=None)  # no score is left that could rise or fall
+    settings = replace(settings, patience=None, keep_last=True)  # no score is left that could rise or fall
     worker = Worker(
         {"train": both, **others},
         prepared.objective,
@@ -65,6 +66,7 @@ def refit(
         memory=prepared.memory,
         cache=folder / "tokens",
         heads=heads,
+        strategies=prepared.catalog.strategies,
     )
 
     def pause(report: EpochReport) -> None:
@@ -82,8 +84,9 @@ def refit(
         return None
     if outcome.state != "paused":
         raise AssertionError(f"a refit of {epochs} epochs ended as {outcome.state} after {outcome.epochs}")
-    tensors, _ = load_tensors(folder / CHECKPOINT / "last.safetensors")
-    return {name.removeprefix(MODEL): value for name, value in tensors.items() if name.startswith(MODEL)}
+    _, described = load_tensors(folder / CHECKPOINT / LAST)
+    weights, _ = load_tensors(folder / CHECKPOINT / described["best"])  # the last epoch's, averaged and merged as they count
+    return weights
 
 
 def _joined(one: Rows, other: Rows) -> Rows:

@@ -142,7 +142,7 @@ def reproduce(
         scratch = Path(name)
         worker = _worker(prepared, scratch, folder / HEADS)
         metric, score = prepared.objective.metric, winner["value"]
-        model = worker.build(backbone, settings)
+        model = worker.build(backbone, settings, finished=True)
         weights: Mapping[str, Tensor]
         if made_of.refitted:
             on_note(f"training trial {winner['trial']} with seed {settings.seed} on both splits")
@@ -304,7 +304,7 @@ def _again(
             different.append(Difference(f"reuse of frozen stages, seed {seed}", known.reuse, outcome.reuse))
         best = best or outcome.best
         states.append(load_tensors(scratch / "trainings" / str(seed) / WEIGHTS)[0])
-    model = worker.build(backbone, settings)
+    model = worker.build(backbone, settings, finished=True)
     weights: Mapping[str, Tensor] = states[0]
     value = _best(best).value
     if len(states) > 1:
@@ -349,6 +349,7 @@ def _worker(prepared: Prepared, scratch: Path, heads: Path) -> Worker:
         reuse=prepared.config.search.reuse,
         sharing=SHARING,
         heads=heads,
+        strategies=prepared.catalog.strategies,
     )
 
 

@@ -242,7 +242,8 @@ def build_space(
     scratch = all(backbone.weights == "none" for backbone in backbones)
     modality, policies = backbones[0].modality, shared_policies(backbones)
     given: Mapping[str, Value] = {**(trainer or {}), "augmentation": augmentation}
-    table = [_adapted(setting.of(modality), given, policies, samples) for setting in SETTINGS]
+    ways = tuple(strategy.name for strategy in strategies)
+    table = [_adapted(setting.of(modality), given, policies, samples, ways) for setting in SETTINGS]
     known: Sequence[Collection[Trait] | None] = traits if traits is not None else [None] * len(backbones)
     lacking = [frozenset(_why_idle(table, head, modality, own)) for own in known]
     nowhere = frozenset.intersection(*lacking)
@@ -255,7 +256,8 @@ def build_space(
         usual[setting.name] = setting.search
         parameters[setting.name] = preset[setting.name]
         out = setting.name in nowhere or setting.name in fixed or (scratch and setting.scratch_fixed)
-        if setting.level in ("small", level) and not out and _is_open(setting.search):
+        asked = setting.level in ("small", level) or (setting.name == "adapter_multiplier" and bool(ways))
+        if asked and not out and _is_open(setting.search):
             parameters[setting.name] = setting.search
             if setting.level == "full":
                 extra.add(setting.name)
@@ -279,12 +281,12 @@ def build_space(
         for name, why in _why_idle(table, head, modality, frozenset().union(*traits) if traits is not None else None).items()
         if name in wanted and wanted[name] not in (AS_PRESET, idle[name])
     ]
-    asked = wanted.get("head_start", FRESH)
+    start = wanted.get("head_start", FRESH)
     if (
         heads is not None
         and not able
         and not problems
-        and PROBE in (asked.values if isinstance(asked, Choice) else (asked,))
+        and PROBE in (start.values if isinstance(start, Choice) else (start,))
     ):
         lacks = next((one.name for one, head in zip(backbones, heads, strict=True) if head is None), "any backbone")
         problems.append(
@@ -313,8 +315,14 @@ def build_space(
     return space, problems
 
 
-def _adapted(setting: Setting, given: Mapping[str, Value], policies: Sequence[str], samples: int | None) -> Setting:
+def _adapted(
+    setting: Setting, given: Mapping[str, Value], policies: Sequence[str], samples: int | None, ways: tuple[str, ...]
+) -> Setting:
     """Return a setting with its preset from the study's `trainer` section, and its range by what there is."""
+    if setting.name == "strategy":
+        return replace(setting, search=Choice((setting.preset, *ways)))
+    if setting.name == "adapter_multiplier":
+        return replace(setting, when=("strategy", ways))
     if setting.trainer and setting.name in given:
         setting = replace(setting, preset=given[setting.name])
     if setting.name == "augmentation":

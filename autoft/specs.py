@@ -20,6 +20,7 @@ Direction = Literal["maximize", "minimize"]
 Split = Literal["train", "validation", "test"]
 Answer = Literal["label", "labels", "values", "entities"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+WHOLE = "full"  # in place of a strategy's name: all weights of the stages that are not frozen are trained
 IGNORED = -100  # in aligned targets: a position that has none, such as a sub-token inside a word
 
 

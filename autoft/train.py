@@ -102,6 +102,8 @@ class TrainConfig:
         erasing: How often a part of an image is erased.
         strategy: How the stages that are not frozen are trained: `full`, or the name of a plugin's `Strategy`, whose knobs
             are among `knobs`. Whoever builds the model heeds it.
+        adapter_multiplier: With a strategy, the learning rate of what it adds over that of the backbone.
+        keep_last: Whether the last epoch counts as the best, whatever it scores.
     """
 
     learning_rate: float
@@ -139,6 +141,8 @@ class TrainConfig:
     cutmix: float = 0.0
     erasing: float = 0.0
     strategy: str = "full"
+    adapter_multiplier: float = 10.0
+    keep_last: bool = False
 
     @property
     def passes(self) -> int:
@@ -182,7 +186,7 @@ class FitResult:
     Attributes:
         best: Its report.
         history: All epochs, in order.
-        weights: The model's state at that epoch, on the CPU.
+        weights: The model's `finished_state` at that epoch, on the CPU.
         stopped: Why training ended: `finished` or `patience`.
     """
 
@@ -260,11 +264,12 @@ def fit(
     history: list[EpochReport] = []
     best: EpochReport | None = None
     best_weights: dict[str, Tensor] = {}
+    adapter: Mapping[str, bytes] = {}
     stopped = "finished"
     resumed = checkpoints.load(checkpoint, state) if checkpoint else None
     if resumed is not None:
         history, best_weights = [EpochReport(**report) for report in resumed[0]], resumed[1]
-        best = _best(history, objective.direction)
+        best = history[-1] if config.keep_last else _best(history, objective.direction)
         if on_epoch is not None:
             on_epoch(history[-1])  # the kill may have come between its checkpoint and its report
 
@@ -327,11 +332,11 @@ def fit(
             metrics = head.metrics(outputs, validation.targets, targets)
             report = EpochReport(epoch, train_loss, metrics, metrics[objective.metric], time.monotonic() - started)
             history.append(report)
-            if best is None or _surpasses(report, best, objective.direction):
+            if best is None or config.keep_last or _surpasses(report, best, objective.direction):
                 best = report
-                best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+                best_weights, adapter = model.finished_state(), model.adapter_files()
         if checkpoint is not None:
-            checkpoints.save(checkpoint, state, [asdict(each) for each in history], best.epoch, best_weights)
+            checkpoints.save(checkpoint, state, [asdict(each) for each in history], best.epoch, best_weights, adapter)
         if on_epoch is not None:
             on_epoch(report)
 
@@ -538,8 +543,8 @@ def make_optimizer(
         model.backbone,
         model.head,
         model.stages,
-        learning_rate=config.learning_rate,
-        head_multiplier=config.head_multiplier,
+        learning_rate=config.learning_rate * (1.0 if model.trained is None else config.adapter_multiplier),
+        head_multiplier=config.head_multiplier / (1.0 if model.trained is None else config.adapter_multiplier),
         layer_decay=config.layer_decay,
         weight_decay=config.weight_decay,
         no_weight_decay=no_weight_decay,

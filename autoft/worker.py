@@ -13,13 +13,14 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from autoft.checkpoint import ADAPTER
 from autoft.errors import DataError, RunError, first_line
-from autoft.files import copy_atomically, load_tensors, read_json, remove_tree, write_json
+from autoft.files import copy_atomically, load_tensors, read_json, remove_tree, write_bytes, write_json
 from autoft.loading import FixedData, SplitData, load_split
 from autoft.model import FineTuneModel, assemble
 from autoft.prefix_store import PrefixStore
 from autoft.ragged import Rows
-from autoft.specs import Backbone, Sample
+from autoft.specs import WHOLE, Backbone, Sample, Strategy
 from autoft.train import EpochReport, Interrupted, NonFiniteError, Objective, TrainConfig, fit
 
 FailureKind = Literal["oom", "nan", "data", "infra", "disk", "bug"]
@@ -125,6 +126,7 @@ class Worker:
         reuse: Whether to store that and start from it, where the cut is proven exact and a gain is predicted.
         sharing: How many trials are expected to use one store.
         heads: Folder of the heads that probes found, for trainings that start from one.
+        strategies: Those of plugins, by name.
     """
 
     def __init__(
@@ -140,9 +142,11 @@ class Worker:
         reuse: bool = True,
         sharing: int = 1,
         heads: Path | None = None,
+        strategies: Mapping[str, Strategy] | None = None,
     ) -> None:
         self._splits = splits
         self._heads = heads
+        self._strategies = strategies or {}
         self._cache = cache
         self._shared = shared
         self._objective = objective
@@ -179,8 +183,14 @@ class Worker:
             del self._warm[stale]
         return self._warm[key]
 
-    def build(self, backbone: Backbone, config: TrainConfig) -> FineTuneModel:
-        """Build a backbone and head, as every trial of that configuration starts."""
+    def build(self, backbone: Backbone, config: TrainConfig, *, finished: bool = False) -> FineTuneModel:
+        """Build a backbone and head, as every trial of that configuration starts.
+
+        Args:
+            backbone: What to build.
+            config: Of the trial.
+            finished: Whether the model is to take the weights that a trial has left, and not to be trained.
+        """
         start = None
         if config.head_start is not None:
             if self._heads is None:
@@ -195,7 +205,14 @@ class Worker:
             seed=config.seed,
             head_start=start,
             stochastic_depth=config.stochastic_depth,
+            strategy=self.strategy(config),
+            depth=config.freeze_depth,
+            finished=finished,
         )
+
+    def strategy(self, config: TrainConfig) -> Strategy | None:
+        """Return how a trial trains what it does not freeze; None for all of the weights."""
+        return None if config.strategy == WHOLE else self._strategies[config.strategy]
 
     def run(
         self,
@@ -322,9 +339,12 @@ def settle(
         return finished
     _, described = load_tensors(folder / CHECKPOINT / "last.safetensors")
     copy_atomically(folder / CHECKPOINT / described["best"], folder / WEIGHTS)
+    best = _best_of(described)
+    for file in (folder / CHECKPOINT / f"{ADAPTER}-{best.epoch}").glob("*"):
+        write_bytes(folder / ADAPTER / file.name, file.read_bytes())
     outcome = Outcome(
         state,
-        _best_of(described),
+        best,
         len(described["history"]),
         seconds,
         stopped,

@@ -113,9 +113,12 @@ def space() -> str:
         "embeddings": "texts",
         "divergence": "all but plugins' tasks without `divergence`",
     }
+    strategy = "with `strategy` any but `full`"
     unlimited = {"freeze_depth": "0 to `all`", "augmentation": "the backbone's policies", "strategy": "those installed"}
 
     def effect(when: tuple[str, tuple[object, ...]] | None) -> str:
+        if when == ("strategy", ()):
+            return f"; {strategy}"
         return "" if when is None else f"; with `{when[0]}` {' or '.join(f'`{value}`' for value in when[1])}"
 
     rows = [

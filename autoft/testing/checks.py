@@ -10,10 +10,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from autoft.errors import AutoftError, BackboneError, first_line
-from autoft.specs import Backbone, Head
+from autoft.specs import Backbone, Head, Strategy
 from autoft.testing.kit import (
     STEPS,
     TOLERANCE,
@@ -28,6 +29,7 @@ from autoft.testing.kit import (
     train,
     with_linear,
 )
+from autoft.testing.strategy_checks import CHECKS as STRATEGY_CHECKS
 from autoft.testing.text_checks import check_bundle_inputs, check_decoding, check_padding, check_truncation, check_words
 
 if TYPE_CHECKING:
@@ -79,25 +81,29 @@ class CheckResult:
     seconds: float
 
 
-def run_checks(backbone: Backbone, head: Head) -> list[CheckResult]:
-    """Run every check of the backbone's modality.
+def run_checks(backbone: Backbone, head: Head, strategies: Iterable[Strategy] = ()) -> list[CheckResult]:
+    """Run every check of the backbone's modality, and those of strategies that it can be trained with.
 
     One that fails, or that the plugin's code makes crash, does not keep the others from running.
     """
+    named = [
+        (check.id, partial(check.run, backbone, head)) for check in CHECKS if check.modality in (None, backbone.modality)
+    ]
+    for strategy in strategies:
+        if strategy.check(backbone, backbone.build()) is None:
+            named += [(f"{strategy.name}: {name}", partial(run, backbone, head, strategy)) for name, run in STRATEGY_CHECKS]
     results = []
-    for check in CHECKS:
-        if check.modality not in (None, backbone.modality):
-            continue
+    for name, run in named:
         started = time.monotonic()
         try:
-            check.run(backbone, head)
+            run()
             message = ""
         except AutoftError as error:
             message = str(error)
         except Exception as error:  # noqa: BLE001 - the code under test is the plugin's: a crash is a finding
             place = traceback.extract_tb(error.__traceback__)[-1]
             message = f"raised {type(error).__name__}: {error} (at {place.filename}:{place.lineno})"
-        results.append(CheckResult(check.id, not message, message, time.monotonic() - started))
+        results.append(CheckResult(name, not message, message, time.monotonic() - started))
     return results
 
 

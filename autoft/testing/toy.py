@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from autoft.errors import BackboneError, DataError, first_line, nearest
 from autoft.hookspecs import hookimpl
 from autoft.specs import (
+    Adapted,
     Backbone,
     BackboneFamily,
     BackboneRequest,
@@ -30,6 +31,7 @@ from autoft.specs import (
     RawData,
     Sample,
     Stage,
+    Strategy,
     Targets,
 )
 from autoft.testing import toy_text
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
-    "autoft_backbones", "autoft_data", "autoft_heads", "load_stripes", "paint_png", "resolve", "stages", "suggest",
-    "toy_samples", "toy_tagged", "toy_texts", "write_toy_csv", "write_toy_images", "write_toy_tagged",
+    "autoft_backbones", "autoft_data", "autoft_heads", "autoft_strategies", "load_stripes", "paint_png", "resolve",
+    "stages", "suggest", "toy_samples", "toy_tagged", "toy_texts", "write_toy_csv", "write_toy_images", "write_toy_tagged",
 ]  # fmt: skip
 
 IMAGE_SIZE = 16
@@ -281,6 +283,80 @@ def _metrics(outputs: Tensor, encoded: Tensor, targets: Targets) -> dict[str, fl
 
     right = (outputs.argmax(dim=-1) == encoded).double().mean()
     return {"accuracy": float(right), "loss": float(F.cross_entropy(outputs.double(), encoded))}
+
+
+# --- strategy ---------------------------------------------------------------------------------------
+
+
+@hookimpl
+def autoft_strategies() -> list[Strategy]:
+    """Offer the plainest strategy: a factor for each channel of each linear and convolutional layer."""
+    return [
+        Strategy(
+            name="toy-scale",
+            check=lambda backbone, module: None if _scalable(module) else "it has no linear or convolutional layer",
+            apply=_apply_scales,
+            merge=_merge_scales,
+            files=_scale_files,
+            knobs=(Knob("toy_start", 1.0, Range(0.9, 1.1), "what the factors start from", Range(0.1, 10.0)),),
+            help="for tests: a trained factor for each channel",
+        )
+    ]
+
+
+def _scalable(module: nn.Module) -> list[str]:
+    from torch import nn
+
+    kinds = (nn.Linear, nn.Conv2d)
+    return [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
+
+
+def _apply_scales(module: nn.Module, own: tuple[Stage, ...], depth: int, knobs: Mapping[str, Any]) -> Adapted:
+    import torch
+    from torch import Tensor, nn
+
+    from autoft.freezing import stages_of_adapted
+
+    class Scaled(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+            weight = layer.weight
+            assert isinstance(weight, Tensor)
+            self.scale = nn.Parameter(torch.full((len(weight),), float(knobs["toy_start"])))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.layer(inputs)
+            return outputs * (self.scale.view(-1, 1, 1) if outputs.ndim == 4 else self.scale)
+
+    open_ = {name.rpartition(".")[0] for stage in own[depth:] for name in stage.parameters}
+    for name in _scalable(module):
+        if name in open_:
+            module.set_submodule(name, Scaled(module.get_submodule(name)))
+    trained = frozenset(name for name, _ in module.named_parameters() if name.endswith(".scale"))
+    return Adapted(module, stages_of_adapted(module, own), trained)
+
+
+def _merge_scales(module: nn.Module) -> nn.Module:
+    import torch
+
+    for name, scaled in list(module.named_modules()):
+        scale, layer = getattr(scaled, "scale", None), getattr(scaled, "layer", None)
+        if scale is None or layer is None:
+            continue
+        with torch.no_grad():
+            layer.weight *= scale.view(-1, *([1] * (layer.weight.ndim - 1)))
+            if layer.bias is not None:
+                layer.bias *= scale
+        module.set_submodule(name, layer)
+    return module
+
+
+def _scale_files(module: nn.Module) -> dict[str, bytes]:
+    from safetensors.torch import save
+
+    scales = {name: value.detach().cpu() for name, value in module.state_dict().items() if name.endswith(".scale")}
+    return {"adapter.safetensors": save(scales), "adapter.json": b'{"strategy": "toy-scale"}\n'}
 
 
 # --- data -------------------------------------------------------------------------------------------
