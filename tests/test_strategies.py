@@ -175,7 +175,7 @@ def _not_merged(module: nn.Module) -> nn.Module:
 
 
 BROKEN: tuple[tuple[str, dict[str, Callable[..., Any]], str], ...] = (
-    ("trains-what-it-says", {"apply": _everything}, "nothing may be added to the first stages, but there is"),
+    ("trains-what-it-says", {"apply": _everything}, "nothing in the first stages may be trained, but"),
     ("trains-what-it-says", {"apply": _unnamed}, "must name parameters of the module, but nothing.of.it is none"),
     ("trains-what-it-says", {"apply": _drifting}, "training must not change"),
     ("merged-equals-trained", {"merge": _not_merged}, "may differ from the trained one by 0.0001, but differs by"),

@@ -43,10 +43,10 @@ def check_trains_what_it_says(backbone: Backbone, head: Head, strategy: Strategy
             )
         model.freeze(depth)
         frozen = {name for stage in model.stages[:depth] for name in stage.parameters}
-        added = frozen - {name for stage in plain.stages[:depth] for name in stage.parameters}
-        if added:
+        inside = frozen & model.trained
+        if inside:
             raise CheckFailed(
-                f"with `freeze_depth` {depth} nothing may be added to the first stages, but there is {sorted(added)[0]}",
+                f"with `freeze_depth` {depth} nothing in the first stages may be trained, but {sorted(inside)[0]} may",
                 "adapt stages from `depth` on alone",
             )
         before = {name: value.clone() for name, value in state_of(model.backbone)}
