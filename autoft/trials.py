@@ -25,8 +25,9 @@ from autoft.worker import is_full_disk
 # early rung shows of it says little.
 WHOLE = ("preset", "lp-ft")
 STARTUP_TRIALS = 8  # random points before TPE has enough to model
-# How often an extra setting of the full space is open in a new trial. Were all of them, nearly every trial would have some
-# that does harm; so most stay as they are in the best trial, and each trial tells what a few of them do.
+# How often an extra setting of the full space is open in a new trial, once the random points are through. Were all of them,
+# nearly every trial would have some that does harm; so most stay as they are in the best trial, and each trial tells what a
+# few of them do. A short search is thus that of the small space: it is the settings there that matter most.
 IN_PLAY = 0.2
 # User attributes of a trial. A paused trial is RUNNING for Optuna, which knows no other word for one that is neither
 # finished nor to be handed out by `ask`; when the session ends before the search, it is WAITING.
@@ -150,7 +151,7 @@ class Trials:
                     intermediate_values=trial.intermediate_values,
                 )
             copy.add_trial(trial)
-        held: dict[str, Any] = self._held(seed)
+        held: dict[str, Any] = self._held(seed, number)
         if start is not None:
             held["head_start"] = start
         if held:
@@ -159,15 +160,24 @@ class Trials:
         suggest(asked, self._space)
         return asked.params
 
-    def _held(self, seed: int) -> dict[str, Any]:
-        """Return the extra settings that are not open in a new trial, at the values of the best trial that is finished."""
+    def _held(self, seed: int, number: int) -> dict[str, Any]:
+        """Return what is said of extra settings before TPE is asked: most have the values of the best finished trial."""
+        if number < STARTUP_TRIALS:
+            preset = self._space.preset_of(0)
+            return {name: preset[name] for name in self._space.extra}
         rng = np.random.default_rng(seed)
-        names = sorted(self._space.extra)
-        held = [name for name, drawn in zip(names, rng.random(len(names)), strict=True) if drawn >= IN_PLAY]
         ended = self.all(TrialState.COMPLETE)
         best = next((trial for trial in self.ranked() if trial in ended), None)
         values = best.params if best is not None else self._space.preset_of(0)
-        return {name: values[name] for name in held}
+        held = {}
+        for name in sorted(self._space.extra):
+            what, opened = self._space.parameters[name], rng.random() < IN_PLAY
+            if not opened:
+                held[name] = values[name]
+            elif isinstance(what, Choice):  # TPE would hardly ever leave a word that all good trials have
+                others = [value for value in what.values if value != values[name]]
+                held[name] = others[int(rng.integers(len(others)))]
+        return held
 
     def broken_off(self) -> bool:
         """Return whether a trial was broken off in the middle by a kill or an interruption; `ask` takes it up."""

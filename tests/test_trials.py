@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from test_space import space_of
 
 from autoft.space import Space, suggest
-from autoft.trials import IN_PLAY, Trials
+from autoft.trials import IN_PLAY, STARTUP_TRIALS, Trials
 
 FULL: Space = space_of(level="full", traits=[frozenset({"batch_norm"})], samples=100)
 
@@ -36,8 +36,10 @@ def changed(params: dict[str, Any], base: dict[str, Any]) -> set[str]:
 def test_a_few_extra_settings_vary_in_each_trial_and_the_others_always(tmp_path: Path) -> None:
     kept = trials(tmp_path)
     preset = tell(kept, 0.9)
+    first = [tell(kept, 0.1) for _ in range(STARTUP_TRIALS - 1)]
     found = [tell(kept, 0.1) for _ in range(24)]
     assert preset == FULL.preset_of(0)
+    assert [changed(params, preset) for params in first] == [set()] * len(first)
     counts = [len(changed(params, preset)) for params in found]
     # a choice may fall on the preset's own value
     assert 0.5 * IN_PLAY * len(FULL.extra) < fmean(counts) < 1.5 * IN_PLAY * len(FULL.extra)
@@ -49,7 +51,7 @@ def test_a_few_extra_settings_vary_in_each_trial_and_the_others_always(tmp_path:
 def test_extra_settings_of_the_best_trial_are_kept(tmp_path: Path) -> None:
     kept = trials(tmp_path)
     preset = tell(kept, 0.1)
-    for _ in range(6):
+    for _ in range(STARTUP_TRIALS):
         tell(kept, 0.2)
     best = max((tell(kept, 0.3 + number / 100) for number in range(6)), key=lambda params: len(changed(params, preset)))
     kept.tell(again := _queued(kept, best), TrialState.COMPLETE, 0.9, best_value=0.9)
@@ -82,3 +84,12 @@ def test_proposals_repeat_with_the_seed(space: Space, tmp_path: Path) -> None:
         found.append([tell(kept, 0.5 + number / 100, space) for number in range(12)])
     assert found[0] == found[1]
     assert found[0] != found[2]
+
+
+def test_short_search_in_the_full_space_is_that_in_the_small_one(tmp_path: Path) -> None:
+    small = space_of()
+    found = {}
+    for name, space in (("small", small), ("full", FULL)):
+        kept = trials(tmp_path / name, space)
+        found[name] = [tell(kept, 0.5 + number / 100, space) for number in range(STARTUP_TRIALS)]
+    assert [{key: params[key] for key in small.preset_of(0)} for params in found["full"]] == found["small"]
