@@ -13,6 +13,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
+from autoft.checkpoint import ADAPTER
 from autoft.confirm import Contender, judge, makespan, plan
 from autoft.crew import Crew
 from autoft.engine import Ended
@@ -45,6 +46,7 @@ class Chosen:
         seed: The seed that they were trained with.
         made_of: How they came about.
         confirmed: What training over seeds gave, JSON-ready; empty where it was not done.
+        adapter: Folder of the adapter alone, where the weights are those of one training with a strategy.
     """
 
     trial: FrozenTrial
@@ -54,6 +56,7 @@ class Chosen:
     seed: int
     made_of: Mixture
     confirmed: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,12 @@ class _Trained:
     value: float
     epoch: int
     weights: Any  # the file
+
+    @property
+    def adapter(self) -> Path | None:
+        """Folder of the adapter alone, where it was trained with a strategy."""
+        folder: Path = self.weights.parent / ADAPTER
+        return folder if folder.exists() else None
 
 
 def drop_losers(run: RunFolder, winner: int | None) -> None:
@@ -150,9 +159,8 @@ class Contest:
     def _single(self, trial: FrozenTrial) -> Chosen:
         weights, _ = load_tensors(self.run.trial(trial.number) / WEIGHTS)
         known = trial.user_attrs
-        return Chosen(
-            trial, weights, known["best_value"], known["best_epoch"], self.recipe.seed, Mixture((self.recipe.seed,))
-        )
+        one = _Trained(self.recipe.seed, known["best_value"], known["best_epoch"], self.run.trial(trial.number) / WEIGHTS)
+        return Chosen(trial, weights, one.value, one.epoch, one.seed, Mixture((one.seed,)), adapter=one.adapter)
 
     def seconds_wanted(self, most: float) -> float:
         """Return how many seconds this round would need now, of at most so many; 0 where they are too few for anything.
@@ -296,7 +304,7 @@ class Contest:
         search = self.prepared.config.search
         if not search.soup:
             weights, _ = load_tensors(best.weights)
-            return Chosen(winner, weights, best.value, best.epoch, best.seed, single, confirmed)
+            return Chosen(winner, weights, best.value, best.epoch, best.seed, single, confirmed, best.adapter)
         ordered = [best, *sorted((each for each in trained if each is not best), key=lambda each: each.value)]
         if self.direction == "maximize":
             ordered[1:] = ordered[1:][::-1]
@@ -328,7 +336,7 @@ class Contest:
             validation.targets,
         )
         if found.mixture == single:  # scored in training, in whose batches the last bits may differ
-            return Chosen(winner, found.weights, best.value, best.epoch, best.seed, single, confirmed)
+            return Chosen(winner, found.weights, best.value, best.epoch, best.seed, single, confirmed, best.adapter)
         self.listener(
             Event(
                 "confirm",

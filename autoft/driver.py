@@ -582,7 +582,7 @@ class _Driver:
         )
         if weights is None:
             return None
-        return replace(chosen, weights=weights, made_of=anew)
+        return replace(chosen, weights=weights, made_of=anew, adapter=None)
 
     def _interrupted(self) -> SearchResult:
         for message in self.crew.stop(gracefully=True):

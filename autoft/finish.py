@@ -116,6 +116,7 @@ def export_winner(
             validation=worker.data("validation", backbone),
             test=worker.data("test", backbone),
             facts=facts,
+            adapter=chosen.adapter,
         ),
         run.bundle,
         max_metric_drop=prepared.config.export.max_metric_drop,

@@ -168,19 +168,22 @@ class Opening:
 
 
 def openings(space: Space, scores: Sequence[float | None], direction: Direction) -> list[Opening]:
-    """Return what to try first of all that starts from a probe's head, the backbone with the best probe first.
+    """Return what to try first behind the presets; the backbone with the best probe first.
 
     For each backbone: fine-tuning from the probe's head (LP-FT, Kumar et al., arXiv:2202.10054), as the preset but with no
     higher rate for the head. For the best one also the probe itself, trained on with everything frozen; that of another one
-    is known to be worse. What the study has ruled out is left out.
+    is known to be worse. Then the preset with each strategy that the study tries. What the study has ruled out is left out.
 
     Args:
         space: That of the trials, with `heads`.
         scores: The probe's score of each of the space's backbones, or None.
         direction: Of the metric.
     """
+    ways = space.parameters["strategy"]
+    others = [value for value in ways.values if value != space.preset["strategy"]] if isinstance(ways, Choice) else []
+    tried = [Opening("trial", space.preset_of(0) | {"strategy": value}) for value in others]
     if not _offers(space, "head_start", PROBE):
-        return []
+        return tried
     sign = -1.0 if direction == "maximize" else 1.0
     order = sorted(
         range(len(space.backbones)), key=lambda place: (scores[place] is None, sign * (scores[place] or 0.0), place)
@@ -198,7 +201,7 @@ def openings(space: Space, scores: Sequence[float | None], direction: Direction)
         frozen = next((each for each in depths if each[0] in space.parameters and _offers(space, *each)), None)
         if place == order[0] and frozen is not None:
             found.append(Opening("probe", tuned | dict([frozen])))
-    return found
+    return found + tried
 
 
 def _offers(space: Space, name: str, value: str | float) -> bool:

@@ -96,12 +96,14 @@ class Space:
         return found
 
     def told(self, candidate: Candidate) -> dict[str, Value]:
-        """Return what is worth telling of a candidate: what is searched, of extra settings only those unlike the preset."""
+        """Return what is worth telling of a candidate: what is searched and has an effect, and is no extra at its preset."""
         searched = {"freeze_depth" if name == "freeze_fraction" else name for name in self.preset_of(0)} - {"backbone"}
         return {
             name: value
             for name, value in candidate.values.items()
-            if name in searched and (name not in self.extra or value != self.preset[name])
+            if name in searched
+            and (name not in self.extra or value != self.preset[name])
+            and (name not in self.when or candidate.values[self.when[name][0]] in self.when[name][1])
         }
 
     def notable(self, candidate: Candidate) -> dict[str, Value]:

@@ -24,7 +24,7 @@ from autoft.export.onnx import output_names, to_onnx
 from autoft.export.parity import Parity, check_parity, describe
 from autoft.export.preprocess import build_preprocess_model, can_preprocess
 from autoft.export.script import load_script, script_source
-from autoft.files import folder_in_place, save_tensors, sha256, write_json, write_text
+from autoft.files import folder_in_place, save_tensors, sha256, write_bytes, write_json, write_text
 from autoft.loading import RaggedData, SplitData
 from autoft.model import FineTuneModel
 from autoft.ragged import Ragged, Rows
@@ -72,6 +72,7 @@ class Trained:
         validation: Validation split, not augmented.
         test: Test split, not augmented; scored once, here.
         facts: What the model card and `autoft.json` tell beside: name, data, trial, settings.
+        adapter: Folder of the adapter alone, which goes into the bundle beside the merged weights; None where there is none.
     """
 
     model: FineTuneModel
@@ -80,6 +81,7 @@ class Trained:
     validation: SplitData
     test: SplitData
     facts: Mapping[str, Any]
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,8 @@ def _write_files(folder: Path, trained: Trained, proto: onnx.ModelProto) -> None
         onnx.save_model(build_preprocess_model(declared), folder / "onnx" / "preprocess.onnx")
     save_tensors(folder / "model.safetensors", trained.model.state_dict(), {"backbone": backbone.public_name})
     write_text(folder / "predict.py", script_source(head.runtime or backbone.preprocessing.runtime))
+    for file in sorted(trained.adapter.iterdir()) if trained.adapter is not None else ():
+        write_bytes(folder / "adapter" / file.name, file.read_bytes())
     for name, content in backbone.preprocessing.files().items():
         write_text(folder / name, content)
     write_json(

@@ -80,11 +80,8 @@ def search(study: Path, case: str, space: str, seed: int, seconds: int, more: Se
     trials = sum(each["event"] == "trial" and not each["from_epoch"] for each in ends)
     accuracy = float(result["test"]["accuracy"])
     winner = result["winner"]
-    print(
-        f"seed {seed}  {space:6} test accuracy {accuracy:.4f}  (validation {winner['value']:.4f}, trial {winner['trial']} of "
-        f"{trials})",
-        flush=True,
-    )
+    which = f"validation {winner['value']:.4f}, trial {winner['trial']} of {trials}"
+    print(f"seed {seed}  {space:6} test accuracy {accuracy:.4f}  ({which})", flush=True)
     shutil.rmtree(run)
     return accuracy
 

@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -73,7 +73,7 @@ def files(module: nn.Module) -> dict[str, bytes]:
     inner = "model." if hasattr(module, "model") and hasattr(module.model, "config") else ""
     found = get_peft_model_state_dict(module, adapter_name=ADAPTER)
     state = {f"base_model.model.{name.removeprefix(inner)}": value.detach().cpu() for name, value in found.items()}
-    config = copy.deepcopy(module.peft_config[ADAPTER])
+    config: Any = copy.deepcopy(cast("dict[str, Any]", module.peft_config)[ADAPTER])
     for field in ("target_modules", "feedforward_modules"):
         pattern = getattr(config, field, None)
         if isinstance(pattern, str):

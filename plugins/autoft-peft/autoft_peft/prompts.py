@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ def adapt(module: nn.Module, stages: tuple[Stage, ...], depth: int, knobs: Mappi
 
     assert isinstance(module, TextModule)
     count = int(knobs["prompt_tokens"])
-    embeddings = module.get_input_embeddings()
+    embeddings = cast(nn.Embedding, module.get_input_embeddings())
     config = PromptTuningConfig(
         task_type="FEATURE_EXTRACTION",
         num_virtual_tokens=count,
@@ -83,7 +83,7 @@ def adapt(module: nn.Module, stages: tuple[Stage, ...], depth: int, knobs: Mappi
         token_dim=embeddings.weight.shape[1],
         prompt_tuning_init="SAMPLE_VOCAB",
     )
-    prompted = Prompted(module, PromptEmbedding(config, embeddings), count)
+    prompted = Prompted(module, PromptEmbedding(config, embeddings), count)  # type: ignore[no-untyped-call]
     moved = [Stage(stage.name, tuple(f"inner.{name}" for name in stage.parameters)) for stage in stages]
     added = tuple(f"prompt.{name}" for name, _ in prompted.prompt.named_parameters())
     moved[-1] = Stage(moved[-1].name, (*moved[-1].parameters, *added))
@@ -96,7 +96,7 @@ def files(module: nn.Module) -> dict[str, bytes]:
 
     if not isinstance(module, Prompted):
         return {"adapter_config.json": b"{}\n"}  # all stages are frozen: there is nothing to keep
-    weight = module.prompt.embedding.weight.detach().cpu()
+    weight = cast(nn.Embedding, module.prompt.embedding).weight.detach().cpu()
     config = {
         "peft_type": "PROMPT_TUNING",
         "task_type": "FEATURE_EXTRACTION",
