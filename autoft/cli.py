@@ -133,7 +133,7 @@ def search(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Epochs a trial.  [default: the study's, or 10; 4 for texts]")
+        int | None, typer.Option("--epochs", help="Epochs a trial.  [default: the study's, or by the data]")
     ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Seed of everything random.  [default: the study's, or 0]")

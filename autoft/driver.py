@@ -33,7 +33,7 @@ from autoft.refit import refit
 from autoft.runfolder import PROBES, TUNED, RunFolder, open_run
 from autoft.space import Candidate, Space, suggest
 from autoft.specs import is_better
-from autoft.train import EpochReport, TrainConfig
+from autoft.train import EpochReport, TrainConfig, choose_epochs
 from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, WHOLE, Trials
 from autoft.worker import WEIGHTS, Failure, Outcome, Worker, is_full_disk, settle
 
@@ -598,7 +598,10 @@ class _Driver:
     # --- events -----------------------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        search = self.config.search
+        search, samples = self.config.search, len(self.prepared.samples["train"])
+        usual = choose_epochs("auto", self.prepared.raw.modality)
+        if self.config.trainer.epochs == "auto" and self.recipe.epochs != usual:
+            self.listener(telling.few_samples(samples, self.recipe.epochs, usual))
         self.listener(
             telling.search_begins(
                 self.folder.path,

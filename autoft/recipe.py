@@ -88,7 +88,7 @@ def fixed_settings(prepared: Prepared) -> dict[str, Any]:
     """Return the settings of the trainer that no trial changes."""
     trainer, samples = prepared.config.trainer, len(prepared.samples["train"])
     return {
-        "epochs": choose_epochs(trainer.epochs, prepared.raw.modality),
+        "epochs": choose_epochs(trainer.epochs, prepared.raw.modality, samples),
         "batch_size": choose_batch_size(trainer.batch_size, samples, prepared.raw.modality),
         "warmup": trainer.warmup,
         "gradient_clip": trainer.gradient_clip or 0.0,

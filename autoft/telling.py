@@ -68,6 +68,12 @@ def search_begins(
     )
 
 
+def few_samples(samples: int, epochs: int, usual: int) -> Event:
+    """Say that there are more epochs than usual, and why."""
+    text = f"{samples} training samples are few: {epochs} epochs, not {usual}, so that there are enough steps to learn from"
+    return Event("data", text, {"about": "data", "epochs": epochs, "usual": usual})
+
+
 def trial_begins(number: int, role: str, candidate: Candidate, space: Space, *, from_epoch: int) -> Event:
     """Say that a trial begins, with what it tries, or goes on after a rest."""
     label = space.labels[candidate.backbone]

@@ -47,6 +47,7 @@ from autoft.train import (
     TrainConfig,
     choose_batch_size,
     choose_device,
+    choose_epochs,
     choose_precision,
     fit,
     predict,
@@ -487,3 +488,13 @@ def test_of_equally_good_epochs_the_surest_is_kept(log_loss: list[float], best: 
     train, validation = split(TRAIN), split(VALIDATION)
     result = fit(model, train, validation, objective("accuracy", head), config(epochs=3), device=CPU)
     assert result.best.epoch == best
+
+
+@pytest.mark.parametrize(
+    ("modality", "samples", "epochs"),
+    [("image", 40, 40), ("image", 8, 40), ("image", 160, 20), ("image", 400, 16), ("image", 5000, 10), ("text", 40, 4)],
+)
+def test_few_images_get_more_epochs(modality: str, samples: int, epochs: int) -> None:
+    assert choose_epochs("auto", modality, samples) == epochs
+    assert choose_epochs("auto", modality) == (4 if modality == "text" else 10)
+    assert choose_epochs(7, modality, samples) == 7

@@ -281,7 +281,7 @@ class TrainerConfig(Section):
     """How a trial trains; what is searched stands in `space`.
 
     Attributes:
-        epochs: Passes over the training split, at most; `auto` is 10 for images and 4 for texts.
+        epochs: Passes over the training split, at most; `auto` is 4 for texts and 10 for images, up to 40 for few of them.
         batch_size: Samples an optimizer step, or `auto`.
         precision: Number format of the forward pass; `auto` measures on CUDA if a lower one pays, `probe` on any device.
         optimizer: `adamw` or `sgd`.

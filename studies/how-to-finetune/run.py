@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ import torch
 from autoft.files import load_tensors, read_json, write_json
 from autoft.knobs import Value
 from autoft.layers import traits
+from autoft.model import FineTuneModel
 from autoft.prepare import Prepared, load_config, prepare
 from autoft.probe import probe
 from autoft.space import Space, build_space, choose_augmentation, shared_policies, suggest, train_config
@@ -39,6 +40,7 @@ from autoft.worker import Job, Worker
 HERE = Path(__file__).resolve().parent
 STUDIES = HERE.parent
 CPU = torch.device("cpu")
+Build = Callable[[], torch.nn.Module]
 
 # What is changed of the preset; a number where the method has one is in the middle of what autoft searches.
 METHODS: dict[str, dict[str, Value]] = {
@@ -137,22 +139,29 @@ class Study:
     """Trains variants of the preset on parts of the data, each once.
 
     Args:
-        name: Of the case.
+        name: Of the case, for the file of what is done.
         case: It.
+        home: Whose `data/` has that file.
+        epochs: Of a training, unless a change multiplies them; None for the usual number, twice that below 10 samples.
+        backbone: In place of the study's.
     """
 
-    def __init__(self, name: str, case: Case) -> None:
-        self.name, self.case = name, case
+    def __init__(
+        self, name: str, case: Case, *, home: Path = HERE, epochs: int | None = None, backbone: Backbone | None = None
+    ) -> None:
+        self.name, self.case, self.home, self.epochs = name, case, home, epochs
+        self.metric = "accuracy"  # on the test split
         config, catalog = load_config(
             case.study, ["search.metric=accuracy", "trainer.epochs=auto", "trainer.batch_size=auto"]
         )
         self.prepared: Prepared = prepare(config, catalog, lambda event: None)
-        self.backbone: Backbone = self.prepared.backbones[0]
+        self.backbone: Backbone = backbone or self.prepared.backbones[0]
         module = self.backbone.build()
         self.stages = len(self.backbone.stages(module))
         self.traits = traits(module)
         self.done: dict[int, dict[str, Any]] = {}
         self.workers: dict[tuple[int, int], tuple[Worker, Path, str | None]] = {}
+        self.probes: dict[tuple[int, int], float] = {}
         self.scratch = Path(tempfile.mkdtemp(prefix="autoft-study-"))
 
     def depths(self) -> list[int]:
@@ -182,7 +191,7 @@ class Study:
 
     def train(self, size: int, seed: int, changes: Mapping[str, Value]) -> tuple[float, float]:
         """Return the test accuracy of the best epoch, and the seconds of an epoch."""
-        file = HERE / "data" / f"{self.name}-{size}.json"  # one a size, so that several processes may share the work
+        file = self.home / "data" / f"{self.name}-{size}.json"  # one a size, so that several processes may share the work
         if size not in self.done:
             self.done[size] = read_json(file) if file.exists() else {}
         key = json.dumps([seed, self.case.test, dict(changes)])
@@ -193,6 +202,25 @@ class Study:
         accuracy, seconds = self.done[size][key]
         return accuracy, seconds
 
+    def probed(self, size: int, seed: int) -> float:
+        """Return the test accuracy of the linear probe."""
+        worker, _, head = self._worker(size, seed)
+        assert head is not None
+        fixed = {"freeze_depth": self.stages, "head_start": "probe"}
+        space, _ = self.space(fixed, len(worker.data("train", self.backbone)), head)
+        candidate = suggest(optuna.trial.FixedTrial(space.preset_of(0)), space)
+        settings = train_config(candidate, self.prepared.objective.head, {"epochs": 1, "seed": seed})
+        return self._score(worker, worker.build(self.backbone, settings))
+
+    def count(self, label: str, size: int) -> int:
+        """Return how many training samples a class has."""
+        return size
+
+    def _score(self, worker: Worker, model: FineTuneModel) -> float:
+        test, objective = worker.data("test", self.backbone), self.prepared.objective
+        outputs = predict(model, test, device=CPU, batch_size=64)
+        return objective.head.metrics(outputs, test.targets, objective.targets)[self.metric]
+
     def _train(self, size: int, seed: int, changes: Mapping[str, Value]) -> tuple[float, float]:
         worker, folder, head = self._worker(size, seed)
         count = len(worker.data("train", self.backbone))
@@ -201,7 +229,7 @@ class Study:
             raise SystemExit("\n".join(map(str, problems)))
         candidate = suggest(optuna.trial.FixedTrial(space.preset_of(0)), space)
         values = dict(candidate.values)
-        epochs = choose_epochs("auto", self.prepared.raw.modality) * (2 if size < 10 else 1)
+        epochs = self.epochs or choose_epochs("auto", self.prepared.raw.modality) * (2 if size < 10 else 1)
         for name in ("learning_rate", "batch_size"):
             values[name] = float(values[name]) * float(changes.get(name, 1.0))
         values["batch_size"] = max(2, min(count, round(float(values["batch_size"]))))
@@ -217,10 +245,7 @@ class Study:
         model = worker.build(self.backbone, settings)
         model.load_state_dict(load_tensors(job.folder / "model.safetensors")[0])
         shutil.rmtree(job.folder)
-        test, objective = worker.data("test", self.backbone), self.prepared.objective
-        outputs = predict(model, test, device=CPU, batch_size=64)
-        metrics = objective.head.metrics(outputs, test.targets, objective.targets)
-        return metrics["accuracy"], statistics.median(report.seconds for report in outcome.history)
+        return self._score(worker, model), statistics.median(report.seconds for report in outcome.history)
 
     def _worker(self, size: int, seed: int) -> tuple[Worker, Path, str | None]:
         if (size, seed) in self.workers:
@@ -231,7 +256,7 @@ class Study:
         by_class: dict[str, list[int]] = defaultdict(list)
         for row in rng.permutation(len(pool)):
             by_class[pool[int(row)].target].append(int(row))
-        chosen = [pool[row] for rows in by_class.values() for row in rows[:size]]
+        chosen = [pool[row] for label, rows in by_class.items() for row in rows[: self.count(label, size)]]
         left = [pool[row] for rows in by_class.values() for row in rows[size : size + VALIDATION]]
         rows = np.random.default_rng(1).permutation(len(self.prepared.samples["test"]))[: self.case.test]
         test = [self.prepared.samples["test"][int(row)] for row in rows]
