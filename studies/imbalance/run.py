@@ -3,7 +3,8 @@
     python run.py
 
 The commonest digit has 40 training scans, the rarest 2, the others lie between on a geometric scale; which digit is how
-common changes from draw to draw. The test split is balanced, so macro F1 tells how the tail does. What is done is kept in `data/`. Needs studies/digits (make_data.py, pretrain.py).
+common changes from draw to draw. The test split is balanced, so macro F1 tells how the tail does. What is done is kept in
+`data/`. Needs studies/digits (make_data.py, pretrain.py).
 """
 
 from __future__ import annotations
