@@ -101,7 +101,7 @@ class Case:
 
 CASES = {
     "digits": Case(STUDIES / "digits" / "study.yaml", (4, 16, 40), 5, 2000),
-    "sentences": Case(STUDIES / "docstrings" / "study.yaml", (8, 32), 3, 500),
+    "sentences": Case(STUDIES / "docstrings" / "study.yaml", (8,), 3, 500),
 }
 
 
@@ -150,7 +150,6 @@ class Study:
         self, name: str, case: Case, *, home: Path = HERE, epochs: int | None = None, backbone: Backbone | None = None
     ) -> None:
         self.name, self.case, self.home, self.epochs = name, case, home, epochs
-        self.metric = "accuracy"  # on the test split
         config, catalog = load_config(
             case.study, ["search.metric=accuracy", "trainer.epochs=auto", "trainer.batch_size=auto"]
         )
@@ -191,6 +190,11 @@ class Study:
 
     def train(self, size: int, seed: int, changes: Mapping[str, Value]) -> tuple[float, float]:
         """Return the test accuracy of the best epoch, and the seconds of an epoch."""
+        metrics, seconds = self.trained(size, seed, changes)
+        return metrics["accuracy"], seconds
+
+    def trained(self, size: int, seed: int, changes: Mapping[str, Value]) -> tuple[dict[str, float], float]:
+        """Return the metrics of the best epoch on the test split, and the seconds of an epoch."""
         file = self.home / "data" / f"{self.name}-{size}.json"  # one a size, so that several processes may share the work
         if size not in self.done:
             self.done[size] = read_json(file) if file.exists() else {}
@@ -199,8 +203,8 @@ class Study:
             self.done[size][key] = self._train(size, seed, changes)
             file.parent.mkdir(exist_ok=True)
             write_json(file, self.done[size])
-        accuracy, seconds = self.done[size][key]
-        return accuracy, seconds
+        metrics, seconds = self.done[size][key]
+        return metrics, seconds
 
     def probed(self, size: int, seed: int) -> float:
         """Return the test accuracy of the linear probe."""
@@ -210,18 +214,18 @@ class Study:
         space, _ = self.space(fixed, len(worker.data("train", self.backbone)), head)
         candidate = suggest(optuna.trial.FixedTrial(space.preset_of(0)), space)
         settings = train_config(candidate, self.prepared.objective.head, {"epochs": 1, "seed": seed})
-        return self._score(worker, worker.build(self.backbone, settings))
+        return self._score(worker, worker.build(self.backbone, settings))["accuracy"]
 
     def count(self, label: str, size: int) -> int:
         """Return how many training samples a class has."""
         return size
 
-    def _score(self, worker: Worker, model: FineTuneModel) -> float:
+    def _score(self, worker: Worker, model: FineTuneModel) -> dict[str, float]:
         test, objective = worker.data("test", self.backbone), self.prepared.objective
         outputs = predict(model, test, device=CPU, batch_size=64)
-        return objective.head.metrics(outputs, test.targets, objective.targets)[self.metric]
+        return objective.head.metrics(outputs, test.targets, objective.targets)
 
-    def _train(self, size: int, seed: int, changes: Mapping[str, Value]) -> tuple[float, float]:
+    def _train(self, size: int, seed: int, changes: Mapping[str, Value]) -> tuple[dict[str, float], float]:
         worker, folder, head = self._worker(size, seed)
         count = len(worker.data("train", self.backbone))
         space, problems = self.space({name: value for name, value in changes.items() if name not in TIMES}, count, head)

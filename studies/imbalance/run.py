@@ -37,12 +37,11 @@ class LongTail(how.Study):
 
     Args:
         draw: Turns the order of the classes.
-        metric: Of the test split.
     """
 
-    def __init__(self, draw: int, metric: str) -> None:
-        super().__init__(f"{metric}-{draw}", how.CASES["digits"], home=HERE, epochs=EPOCHS)
-        self.draw, self.metric = draw, metric
+    def __init__(self, draw: int) -> None:
+        super().__init__(f"draw-{draw}", how.CASES["digits"], home=HERE, epochs=EPOCHS)
+        self.draw = draw
 
     def count(self, label: str, size: int) -> int:
         """Return how many training samples a class has."""
@@ -59,10 +58,11 @@ def main() -> int:
     metrics = ("f1_macro", "balanced_accuracy", "log_loss")
     scores: dict[str, dict[str, list[float]]] = {name: {metric: [] for metric in metrics} for name in METHODS}
     for draw in range(arguments.draws):
-        for metric in metrics:
-            study = LongTail(draw, metric)
-            for name, changes in METHODS.items():
-                scores[name][metric].append(study.train(MOST, draw, changes)[0])
+        study = LongTail(draw)
+        for name, changes in METHODS.items():
+            found, _ = study.trained(MOST, draw, changes)
+            for metric in metrics:
+                scores[name][metric].append(found[metric])
         print(f"draw {draw}", file=sys.stderr, flush=True)
     print(f"| `imbalance` | {' | '.join(metrics)} | macro F1, minus none |")
     print("|---|" + "---|" * (len(metrics) + 1))
