@@ -82,3 +82,21 @@ def draw_order(count: int, rng: np.random.Generator, weights: np.ndarray | None 
     picks = (np.arange(count) + rng.random()) * (edges[-1] / count)
     drawn = shuffled[np.minimum(np.searchsorted(edges, picks, side="right"), count - 1)]
     return rng.permutation(drawn)
+
+
+def turns(batches: Sequence[Rows]) -> list[Rows]:
+    """Return for each sample of each batch how many times it has come before.
+
+    Example:
+        >>> [each.tolist() for each in turns([np.array([7, 3]), np.array([7, 7])])]
+        [[0, 0], [1, 2]]
+    """
+    if not batches:
+        return []
+    rows = np.concatenate(batches)
+    order = np.argsort(rows, kind="stable")
+    places = np.arange(len(rows))
+    first = np.r_[True, rows[order][1:] != rows[order][:-1]][: len(rows)]
+    before = np.empty_like(places)
+    before[order] = places - np.maximum.accumulate(np.where(first, places, 0))
+    return np.split(before, np.cumsum([len(batch) for batch in batches])[:-1])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoft.batching import batches_by_length, even_batches, longest_first, within_budget
+from autoft.batching import batches_by_length, even_batches, longest_first, turns, within_budget
 from autoft.decoded import Shared, hold, share
 from autoft.errors import DataError
 from autoft.ragged import Ragged, Rows
@@ -94,8 +94,14 @@ class SplitData:
         return np.ones(len(rows), dtype=np.int64)
 
     @abstractmethod
-    def _gather(self, rows: np.ndarray, seed: tuple[int, ...]) -> tuple[Rows, Tensor]:
-        """Return decoded samples and the targets that their outputs are compared with."""
+    def _gather(self, rows: np.ndarray, again: np.ndarray, seed: tuple[int, ...]) -> tuple[Rows, Tensor]:
+        """Return decoded samples and the targets that their outputs are compared with.
+
+        Args:
+            rows: Numbers of the samples.
+            again: How many times each has come before under this seed.
+            seed: What the augmentation depends on.
+        """
 
     @property
     @abstractmethod
@@ -107,8 +113,8 @@ class SplitData:
     ) -> Iterator[Batch]:
         """Yield one batch for each array of row numbers: inputs and encoded targets, on the device.
 
-        Batches are prepared ahead in threads and yielded in order; the augmentation of a sample depends only on `seed` and
-        its row, never on the threads.
+        Batches are prepared ahead in threads and yielded in order; the augmentation of a sample depends only on `seed`, its
+        row, and how many times it came before, never on the threads.
 
         Args:
             rows: For each batch, the numbers of its samples.
@@ -116,15 +122,16 @@ class SplitData:
             seed: What the augmentation depends on, such as the trial's seed and the epoch.
             pin: Whether to page-lock host memory, so that the copy to a GPU overlaps with computation.
         """
+        parts = zip(rows, turns(rows), strict=True)
         if self._ready and not pin:
-            for chosen in rows:
-                yield self._to_device(*self._gather(chosen, tuple(seed)), device)
+            for chosen, again in parts:
+                yield self._to_device(*self._gather(chosen, again, tuple(seed)), device)
             return
         with ThreadPoolExecutor(self._threads, thread_name_prefix="autoft-load") as pool:
             pending: deque[Future[tuple[Rows, Tensor]]] = deque()
             try:
-                for chosen in rows:
-                    pending.append(pool.submit(self._assemble, chosen, tuple(seed), pin))
+                for chosen, again in parts:
+                    pending.append(pool.submit(self._assemble, chosen, again, tuple(seed), pin))
                     if len(pending) > self._threads:
                         yield self._to_device(*pending.popleft().result(), device)
                 while pending:
@@ -133,8 +140,8 @@ class SplitData:
                 for future in pending:
                     future.cancel()
 
-    def _assemble(self, rows: np.ndarray, seed: tuple[int, ...], pin: bool) -> tuple[Rows, Tensor]:
-        items, targets = self._gather(rows, seed)
+    def _assemble(self, rows: np.ndarray, again: np.ndarray, seed: tuple[int, ...], pin: bool) -> tuple[Rows, Tensor]:
+        items, targets = self._gather(rows, again, seed)
         return (items.pin_memory(), targets.pin_memory()) if pin else (items, targets)
 
     def _to_device(self, items: Rows, targets: Tensor, device: torch.device) -> Batch:
@@ -222,17 +229,18 @@ class FixedData(SplitData):
     def _ready(self) -> bool:
         return self._decoded is not None and self.policy == "none"
 
-    def _gather(self, rows: np.ndarray, seed: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _gather(self, rows: np.ndarray, again: np.ndarray, seed: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         targets = cast(Tensor, self.targets)[rows]
         if self._decoded is not None and self.policy == "none":
             return self._decoded[rows], targets
-        return torch.stack([self._item(int(row), seed) for row in rows]), targets
+        return torch.stack([self._item(int(row), int(turn), seed) for row, turn in zip(rows, again, strict=True)]), targets
 
-    def _item(self, row: int, seed: tuple[int, ...]) -> Tensor:
+    def _item(self, row: int, turn: int, seed: tuple[int, ...]) -> Tensor:
         item = self._decoded[row] if self._decoded is not None else self._decode(row)
         if self.policy == "none":
             return item
-        return self.preprocessing.augment(item, self.policy, np.random.default_rng((*seed, row)))
+        drawn = (*seed, row, turn) if turn else (*seed, row)
+        return self.preprocessing.augment(item, self.policy, np.random.default_rng(drawn))
 
     def _known(self, policy: str) -> str:
         if policy not in self.preprocessing.policies:
@@ -338,7 +346,7 @@ class RaggedData(SplitData):
     def _ready(self) -> bool:
         return self.in_memory
 
-    def _gather(self, rows: np.ndarray, seed: tuple[int, ...]) -> tuple[Ragged, Tensor]:
+    def _gather(self, rows: np.ndarray, again: np.ndarray, seed: tuple[int, ...]) -> tuple[Ragged, Tensor]:
         items = self.tokens.take(rows)
         if isinstance(self.targets, Ragged):
             return items, self._ragged.align(items, self.targets[rows])

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoft.errors import RunError, first_line
 from autoft.files import read_json, write_json
-from autoft.loading import Batch, RaggedData, SplitData
+from autoft.loading import Batch, FixedData, RaggedData, SplitData
 from autoft.model import FineTuneModel
 from autoft.prefix import Cut, find_cut, record, replaying
 from autoft.ragged import Ragged, Rows
@@ -146,6 +146,8 @@ class PrefixStore:
             return None, "declined: nothing is frozen"
         if config.changes_inputs:  # anew in each step, so that frozen stages give something else each time
             return None, "declined: mixing, erasing or perturbing changes what frozen stages are given in each step"
+        if objective is not None and _policy(train) != "none" and _draws(objective, train, config):
+            return None, "declined: what is drawn again in an epoch is augmented anew, and one view of each is stored"
         model.to(device)
         if device.type == "cuda":
             model.to(memory_format=torch.channels_last)
@@ -318,7 +320,7 @@ class PrefixData(SplitData):
         self._weights = weights
         self._where = device
         self._base: PrefixData | None = None
-        policy = getattr(source, "policy", "none")
+        policy = _policy(source)
         self.varied = policy != "none"
         self._key = {
             "weights": weights, "module": cut.module, "depth": cut.depth, "split": name, "samples": len(source),
@@ -415,14 +417,14 @@ class PrefixData(SplitData):
             return rows
         return np.concatenate([np.arange(self._offsets[row], self._offsets[row + 1]) for row in rows])
 
-    def _gather(self, rows: np.ndarray, seed: tuple[int, ...]) -> tuple[Any, Tensor]:
+    def _gather(self, rows: np.ndarray, again: np.ndarray, seed: tuple[int, ...]) -> tuple[Any, Tensor]:
         assert self._view is not None  # `batches` sets it
         values = self._view.take(self._numbers(rows))
         taken: Rows = values
         if self._cut.ragged:
             taken = Ragged(values, torch.from_numpy(np.concatenate([[0], np.cumsum(self._lengths[rows])])))
         if self._cut.takes_inputs:
-            tokens, targets = self._source._gather(rows, seed)
+            tokens, targets = self._source._gather(rows, again, seed)
             assert isinstance(tokens, Ragged)  # only texts are taken besides
             return _Items(taken, tokens), targets
         assert isinstance(self.targets, Tensor)
@@ -450,6 +452,15 @@ class PrefixData(SplitData):
                     places = torch.arange(activation.shape[1], device=activation.device) < lengths[:, None]
                     activation = activation[places]
                 yield self._numbers(rows), activation.cpu()
+
+
+def _policy(split: SplitData) -> str:
+    return split.policy if isinstance(split, FixedData) else "none"
+
+
+def _draws(objective: Objective, train: SplitData, config: TrainConfig) -> bool:
+    """Return whether an epoch has some samples more often than others."""
+    return objective.head.draw_weights(train.targets, objective.targets, config.knobs) is not None
 
 
 @contextmanager

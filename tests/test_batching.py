@@ -1,3 +1,4 @@
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -5,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoft.batching import POOL, batches_by_length, draw_order, even_batches, longest_first, token_slots, within_budget
+from autoft.batching import (
+    POOL,
+    batches_by_length,
+    draw_order,
+    even_batches,
+    longest_first,
+    token_slots,
+    turns,
+    within_budget,
+)
 
 
 def skewed(count: int, seed: int = 0) -> np.ndarray:
@@ -96,3 +106,16 @@ def test_weighted_order_has_each_class_in_its_share(rare: int, common: int, seed
 def test_weighted_order_is_exact_where_weights_are_equal() -> None:
     order = draw_order(50, np.random.default_rng(1), np.full(50, 0.3))
     assert sorted(order) == list(range(50))
+
+
+@given(st.lists(st.lists(st.integers(0, 5), max_size=6), max_size=6))
+def test_turns_count_how_often_a_sample_came_before(epoch: list[list[int]]) -> None:
+    seen: Counter[int] = Counter()
+    wanted: list[list[int]] = []
+    for batch in epoch:
+        wanted.append([])
+        for row in batch:
+            wanted[-1].append(seen[row])
+            seen[row] += 1
+    found = turns([np.array(batch, dtype=np.int64) for batch in epoch])
+    assert [each.tolist() for each in found] == wanted

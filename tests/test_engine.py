@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from toy_training import TRAIN, VALIDATION, assert_equal_tensors, config
+from toy_training import HEAD, TRAIN, VALIDATION, assert_equal_tensors, config
 
 from autoft.catalog import Catalog
 from autoft.discovery import discover
@@ -38,7 +38,7 @@ from autoft.engine import (
 from autoft.errors import PluginError
 from autoft.files import load_tensors
 from autoft.processes import ProcessEngine
-from autoft.specs import BackboneRequest
+from autoft.specs import BackboneRequest, Head, Sample
 from autoft.testing import toy
 from autoft.train import TrainConfig
 from autoft.worker import WEIGHTS, Outcome, StopTrial
@@ -48,9 +48,9 @@ KNOBS = {"dropout": 0.1, "bias": "yes"}
 LONG = 5000  # epochs that nothing here waits for
 
 
-def make_setup(**changes: Any) -> Setup:
-    head = toy.autoft_heads()[0]
-    targets = head.describe([sample.target for sample in TRAIN])
+def make_setup(head: Head | None = None, train: Sequence[Sample] = TRAIN, **changes: Any) -> Setup:
+    head = head or toy.autoft_heads()[0]
+    targets = head.describe([sample.target for sample in train])
 
     def rows(samples: Sequence[Any]) -> Any:
         return head.encode([sample.target for sample in samples], targets)
@@ -59,7 +59,7 @@ def make_setup(**changes: Any) -> Setup:
         BackboneSetup("toy", request, toy.resolve(request).preprocessing)
         for request in (BackboneRequest("convnet", "none"), BackboneRequest("mlp", "none"))
     )
-    splits = {"train": (TRAIN, rows(TRAIN)), "validation": (VALIDATION, rows(VALIDATION)), "test": ((), rows(()))}
+    splits = {"train": (train, rows(train)), "validation": (VALIDATION, rows(VALIDATION)), "test": ((), rows(()))}
     setup = Setup(backbones, head.name, targets, "loss", splits, ("cpu",), 1 << 28)
     return replace(setup, **changes)
 
@@ -107,11 +107,10 @@ def toy_path(toy_site: Path) -> Iterator[None]:
     sys.path.remove(str(toy_site))
 
 
-@pytest.fixture(scope="module")
-def two(toy_path: None) -> Iterator[Heard]:
-    """Two workers for all tests that leave them as they were."""
+def start_two(setup: Setup) -> Heard:
+    """Start two workers and wait until both are ready."""
     heard = Heard(ProcessEngine(), [])
-    heard.engine.start(make_setup(), 2)
+    heard.engine.start(setup, 2)
     waiting = {0, 1}
 
     def ready(message: Message) -> bool:
@@ -120,14 +119,21 @@ def two(toy_path: None) -> Iterator[Heard]:
         return not waiting
 
     heard.until(ready)
+    return heard
+
+
+@pytest.fixture(scope="module")
+def two(toy_path: None) -> Iterator[Heard]:
+    """Two workers for all tests that leave them as they were."""
+    heard = start_two(make_setup())
     yield heard
     heard.engine.stop(gracefully=False)
 
 
-def alone(wanted: Task, folder: Path) -> dict[str, torch.Tensor]:
+def alone(wanted: Task, folder: Path, setup: Setup | None = None) -> dict[str, torch.Tensor]:
     """The weights that a task gives in this process."""
     here = replace(wanted, folder=str(folder / "alone"))
-    outcome = run_task(equip(make_setup()), here, lambda report: None, lambda: False)
+    outcome = run_task(equip(setup or make_setup()), here, lambda report: None, lambda: False)
     assert outcome.state == "complete"
     return load_tensors(folder / "alone" / WEIGHTS)[0]
 
@@ -152,10 +158,29 @@ def wait_until(true: Callable[[], bool], seconds: float = 20) -> bool:
 
 
 def test_two_workers_give_bit_for_bit_what_one_gives_here(two: Heard, tmp_path: Path) -> None:
-    tasks = [task(tmp_path, number, backbone=number % 2) for number in range(4)]
+    assert_two_give_what_one_gives(two, [task(tmp_path, number, backbone=number % 2) for number in range(4)], tmp_path)
+
+
+def test_balanced_sampling_is_the_same_in_any_number_of_workers(toy_path: None, tmp_path: Path) -> None:
+    rare = tuple(sample for index, sample in enumerate(TRAIN) if sample.target != TRAIN[0].target or index % 6 == 0)
+    setup = make_setup(HEAD, rare, metric="log_loss")
+    knobs = {"dropout": 0.0, "label_smoothing": 0.0, "imbalance": "resample", "focal_gamma": 2.0}
+    tasks = [task(tmp_path, number) for number in range(3)]
+    tasks = [replace(each, config=replace(each.config, knobs=knobs)) for each in tasks]
+    heard = start_two(setup)
+    try:
+        assert_two_give_what_one_gives(heard, tasks, tmp_path, setup)
+    finally:
+        heard.engine.stop(gracefully=False)
+    plain = replace(tasks[0], config=replace(tasks[0].config, knobs={**knobs, "imbalance": "none"}))
+    drawn, undrawn = alone(tasks[0], tmp_path / "drawn", setup), alone(plain, tmp_path / "undrawn", setup)
+    assert any(not torch.equal(value, undrawn[name]) for name, value in drawn.items())
+
+
+def assert_two_give_what_one_gives(two: Heard, tasks: list[Task], folder: Path, setup: Setup | None = None) -> None:
     for number, wanted in enumerate(tasks[:2]):
         two.engine.submit(number, wanted)
-    waiting, left, heard = {0, 1, 2, 3}, tasks[2:], list[Message]()
+    waiting, left, heard = set(range(len(tasks))), tasks[2:], list[Message]()
     while waiting:
         heard += (new := two.until(lambda message: isinstance(message, Ended)))
         for ended in (message for message in new if isinstance(message, Ended)):
@@ -170,7 +195,7 @@ def test_two_workers_give_bit_for_bit_what_one_gives_here(two: Heard, tmp_path: 
         ]
         assert epochs == [1, 2]
         found = load_tensors(Path(wanted.folder) / WEIGHTS)[0]
-        assert_equal_tensors(found, alone(wanted, tmp_path / f"alone-{wanted.number}"))
+        assert_equal_tensors(found, alone(wanted, folder / f"alone-{wanted.number}", setup))
 
 
 def test_local_engine_gives_the_same_messages_and_weights(toy_path: None, tmp_path: Path) -> None:

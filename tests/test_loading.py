@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_training import CONVNET, CPU, SAMPLES, encode, split
 
-from autoft.batching import even_batches
+from autoft.batching import draw_order, even_batches
 from autoft.errors import DataError
 from autoft.loading import FixedData
 from autoft.specs import Preprocessing, Sample
@@ -74,6 +74,23 @@ def test_augmentation_depends_on_seed_and_row_alone() -> None:
     assert torch.equal(moved[1], alone[0][0][0])
     other = collect(data, seed=(1,))
     assert not torch.equal(other[0][0], alone[0][0])
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+def test_sample_that_is_drawn_again_is_augmented_anew_and_threads_do_not_matter(memory: int) -> None:
+    weights = np.where(np.arange(len(SAMPLES)) < 2, 12.0, 1.0)
+    batches = even_batches(draw_order(len(SAMPLES), np.random.default_rng(0), weights), 4)
+    data = split(SAMPLES, policy="standard", memory=memory)
+    data._threads = 1
+    alone = collect(data, batches)
+    data._threads = 8
+    assert_equal_batches(collect(data, batches), alone)
+    order, pixels = np.concatenate(batches), torch.cat([inputs for inputs, _ in alone])
+    views = pixels[torch.from_numpy(order == 0)].flatten(1)
+    assert len(views) > 3
+    assert len(views.unique(dim=0)) == len(views)
+    # the first of them is the one that it has where nothing is drawn twice
+    assert torch.equal(views[0], collect(data, [np.array([0])])[0][0].flatten())
 
 
 def test_order_holds_when_later_batches_are_ready_first() -> None:

@@ -251,6 +251,30 @@ def test_the_worker_reuses_where_a_gain_is_predicted(
     assert (tmp_path / "prefix").exists() == used
 
 
+def test_samples_that_are_drawn_again_and_augmented_are_not_stored() -> None:
+    store = PrefixStore(None, memory=1 << 30)
+    told = {
+        (policy, imbalance): store.plan(
+            build(),
+            CONVNET,
+            config(freeze_depth=3, knobs={**KNOBS, "dropout": 0.0, "imbalance": imbalance}),
+            split(TRAIN, CONVNET, policy),
+            split(VALIDATION),
+            device=CPU,
+            force=True,
+            objective=objective(),
+        )[1]
+        for policy in ("none", "light")
+        for imbalance in ("none", "resample")
+    }
+    assert {case: words.startswith("declined: what is drawn again") for case, words in told.items()} == {
+        ("none", "none"): False,
+        ("none", "resample"): False,
+        ("light", "none"): False,
+        ("light", "resample"): True,
+    }
+
+
 def test_deeper_cuts_predict_larger_gains(tmp_path: Path) -> None:
     store = PrefixStore(None, memory=1 << 30)
     told = [
