@@ -185,8 +185,8 @@ class Trials:
 
     def start(self, trial: optuna.Trial, until: int, due: float) -> None:
         """Note that a trial trains now, how far, and when the clock says that it has come there."""
+        trial.set_user_attr(DUE, due)  # before `UNTIL`, which alone says that it has begun: a kill may come in between
         trial.set_user_attr(UNTIL, until)
-        trial.set_user_attr(DUE, due)
         trial.set_user_attr(PAUSED, 0)
 
     def clock(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +13,7 @@ from optuna.trial import TrialState
 from test_space import space_of
 
 from autoft.space import Space, suggest
-from autoft.trials import IN_PLAY, STARTUP_TRIALS, Trials
+from autoft.trials import DUE, IN_PLAY, PAUSED, STARTUP_TRIALS, UNTIL, Trials
 
 FULL: Space = space_of(level="full", traits=[frozenset({"batch_norm"})], samples=100)
 
@@ -93,3 +94,24 @@ def test_short_search_in_the_full_space_is_that_in_the_small_one(tmp_path: Path)
         kept = trials(tmp_path / name, space)
         found[name] = [tell(kept, 0.5 + number / 100, space) for number in range(STARTUP_TRIALS)]
     assert [{key: params[key] for key in small.preset_of(0)} for params in found["full"]] == found["small"]
+
+
+@pytest.mark.parametrize("writes", range(4))
+def test_kill_between_the_writes_of_a_start_leaves_a_trial_that_has_begun_or_has_not(
+    writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = trials(tmp_path)
+    trial = kept.ask()
+    left, original = iter(range(writes)), optuna.Trial.set_user_attr
+
+    def write(self: optuna.Trial, key: str, value: object) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        original(self, key, value)
+
+    monkeypatch.setattr(optuna.Trial, "set_user_attr", write)
+    with nullcontext() if writes == 3 else pytest.raises(KeyboardInterrupt):
+        kept.start(trial, 3, 7.5)
+    known = trials(tmp_path).all()[trial.number].user_attrs
+    assert (UNTIL in known) == (writes >= 2)
+    assert UNTIL not in known or (known[UNTIL], known[DUE], known.get(PAUSED, 0)) == (3, 7.5, 0)
