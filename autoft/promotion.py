@@ -38,6 +38,7 @@ class Progress:
         full: Whether it is never to rest, as a preset.
         group: Only trials of one group are compared before their end: one that starts from a trained head is far ahead of
             one that does not after an epoch, and need not be in the end.
+        model: What its score is to improve on: the best of the trials of this model. All compete where it is the same.
     """
 
     number: int
@@ -46,6 +47,7 @@ class Progress:
     state: Literal["running", "paused", "ended"]
     full: bool = False
     group: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,14 @@ def next_action(
     eta: int = 3,
     first: int | None = None,
     group: str = "",
+    model: str = "",
 ) -> Start | Promote | Done:
     """Return what to train next; the same trials always give the same answer.
 
     A trial that rests may go on when it is in the best `1/eta` of its group's that reached its rung. Of these and a new
     trial, the one with the largest expected improvement a second comes first; with too few trials to tell, the one at the
-    highest rung. Once no more may start and none may go on, the leader is trained to the end if it rests: the winner is to
-    be annealed.
+    highest rung. Once no more may start and none may go on, the leader of each model is trained to the end if it rests: the
+    winner is to be annealed.
 
     Args:
         trials: All that have begun, in any order; without those that failed.
@@ -129,6 +132,7 @@ def next_action(
         eta: One in how many goes on.
         first: As of `rungs`.
         group: Of a new trial.
+        model: Of a new trial.
 
     Raises:
         AutoftError: `epochs` or `eta` is out of range.
@@ -142,9 +146,11 @@ def next_action(
     promotable = [trial for trial in resting if _may_go_on(trial, known, eta)]
     promotable.sort(key=lambda trial: (-trial.rung, -trial.best, trial.number))  # plain halving: the highest rung first
     if promotable and (may_start or len(promotable) > 1):
-        best = max((trial.best for trial in known if math.isfinite(trial.best)), default=-math.inf)
-        asked = {trial.group for trial in promotable} | ({group} if may_start else set())
-        forecasts = {name: _forecast([trial for trial in known if trial.group == name], steps, best) for name in asked}
+        asked = {trial.group: trial.model for trial in promotable} | ({group: model} if may_start else {})
+        forecasts = {
+            name: _forecast([trial for trial in known if trial.group == name], steps, _best(known, of))
+            for name, of in asked.items()
+        }
         enough = {name: forecast for name, forecast in forecasts.items() if forecast is not None}
         if len(enough) == len(asked):
             chosen = _most_gain_a_second(promotable, enough, steps, start=group if may_start else None)
@@ -153,10 +159,16 @@ def next_action(
         return Promote(promotable[0].number, steps[promotable[0].rung])
     if may_start:
         return Start()
-    leader = min(known, key=lambda trial: (-trial.best, trial.number), default=None)
-    if leader is not None and leader in resting:
-        return Promote(leader.number, epochs)
+    for of in sorted({trial.model for trial in known}):
+        leader = min((each for each in known if each.model == of), key=lambda trial: (-trial.best, trial.number))
+        if leader in resting:
+            return Promote(leader.number, epochs)
     return Done()
+
+
+def _best(known: Sequence[_Known], model: str) -> float:
+    """Return the best score of a model's trials so far."""
+    return max((trial.best for trial in known if trial.model == model and math.isfinite(trial.best)), default=-math.inf)
 
 
 class _Known:
@@ -170,7 +182,7 @@ class _Known:
 
     def __init__(self, trial: Progress, steps: Sequence[int], direction: Direction) -> None:
         self.number, self.state, self.full, self.seconds = trial.number, trial.state, trial.full, trial.seconds
-        self.group = trial.group
+        self.group, self.model = trial.group, trial.model
         sign = 1.0 if direction == "maximize" else -1.0
         scores = [-math.inf if math.isnan(value) else sign * value for value in trial.values]
         self.scores = tuple(max(scores[:step]) for step in steps if step <= len(scores))
@@ -193,7 +205,7 @@ class _Forecast:
     """What the trials of a group have shown so far.
 
     Attributes:
-        best: The best score of all, of whatever group.
+        best: The best score of the model, of whatever group.
         first: The scores at the first rung; a new trial is expected to repeat one of them.
         gains: Mean and variance of what a trial gains from each rung to the next.
         seconds: Mean seconds an epoch.

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Installs autoft with what its tests need, then runs the linters and all tests. Takes a few minutes on 2 cores.
+# Installs autoft with what its tests need, then runs the linters and the tests. Takes some minutes on 2 cores.
 #
 #     sh tests/run.sh [PYTEST ARGUMENTS]
+#     sh tests/run.sh -m slow     the long ones, which are left out otherwise
 set -eu
 cd "$(dirname "$0")/.."
 

@@ -18,7 +18,12 @@ def run(data: Path, model: Path, folder: Path, *overrides: str) -> tuple[autoft.
     return result, json.loads((result.bundle / "autoft.json").read_text())
 
 
-@pytest.mark.parametrize("architecture", TEXT_ARCHITECTURES)
+QUICK = ("bert", "gpt2")  # an encoder and a decoder; the others take minutes
+
+
+@pytest.mark.parametrize(
+    "architecture", [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in TEXT_ARCHITECTURES]
+)
 def test_search_freezes_and_exports(architecture: str, tmp_path: Path) -> None:
     data = write_toy_csv(tmp_path / "texts.csv", per_class=8)
     model = write_tiny(tmp_path / "model", architecture)

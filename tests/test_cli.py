@@ -696,6 +696,7 @@ def test_plugins_check_passes_a_sound_backbone(run: Command) -> None:
     assert {item["features"] for item in results} == {"pooled"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toys")
 def test_plugins_check_checks_each_kind_of_features(run: Command) -> None:
     checked = run("plugins", "check", "toy/text")

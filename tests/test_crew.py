@@ -67,6 +67,7 @@ def test_two_workers_train_at_the_same_time_leave_nothing_and_repeat_bit_for_bit
     assert not (run / "pixels").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast_export")
 def test_search_on_two_workers_that_is_stopped_often_equals_an_uninterrupted_one(
     toy_images: Path, tmp_path: Path, reference: tuple[Path, Heard]

@@ -342,6 +342,7 @@ def test_time_limit_ends_a_search_in_which_every_trial_fails(
 # --- stopping and going on ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast_export")
 def test_search_that_is_stopped_after_every_single_epoch_equals_an_uninterrupted_one(
     toy_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Path

@@ -110,6 +110,7 @@ def test_without_time_for_it_the_search_says_so_and_exports_what_it_has(
     assert not read_json(tmp_path / "run" / "result.json")["winner"]["made_of"]["refitted"]
 
 
+@pytest.mark.slow
 def test_model_card_does_not_praise_scores_on_samples_that_were_trained_on_and_the_run_is_reproduced(
     toy_images: Path, toy_env: dict[str, str], tmp_path: Path
 ) -> None:

@@ -133,6 +133,7 @@ def test_backbones_of_timm_pass_the_checks(name: str) -> None:
     assert [f"{result.id}: {result.message}" for result in found if not result.passed] == []
 
 
+@pytest.mark.slow
 def test_a_text_model_of_transformers_passes_the_checks(bert: Backbone) -> None:
     found = [result for result in run_checks(bert, TEXTS, STRATEGIES.values()) if ": " in result.id]
     assert len(found) == len(STRATEGIES) * len(CHECKS)
