@@ -22,6 +22,7 @@ from autoft import __version__
 from autoft.errors import AutoftError, ConfigError, RepeatedBugError
 
 if TYPE_CHECKING:
+    from autoft.deployed import Point
     from autoft.events import Event
     from autoft.finish import SearchResult
 
@@ -645,12 +646,18 @@ def _print_result(result: SearchResult, brief: bool) -> None:
     _print_pairs(
         [
             ("best", f"trial {result.trial}: {result.metric} {result.value:.4f} on validation{preset}{test}"),
+            *(("front", _front_line(point, result.metric)) for point in result.front),
             ("trials", ", ".join(f"{count} {state}" for state, count in result.trials.items())),
             ("run", result.run),
             ("bundle", result.bundle),
             ("next", f"autoft predict {result.bundle} INPUTS..."),
         ]
     )
+
+
+def _front_line(point: Point, metric: str) -> str:
+    cost = f"{point.latency_ms:.3g} ms an answer, {point.size_mb:.3g} MB"
+    return f"trial {point.trial}: {metric} {point.value:.4f} on validation, {cost}, {point.backbone}"
 
 
 def _print_note(note: str) -> None:

@@ -16,11 +16,12 @@ from optuna.trial import FrozenTrial, TrialState
 from autoft import telling
 from autoft.contest import Chosen, Contest, drop_losers
 from autoft.crew import Crew, choose_manning, make_setup, start_local
+from autoft.deployed import Apart, allowed
 from autoft.engine import Ended, Epoch
 from autoft.errors import AutoftError, ConfigError, RepeatedBugError, first_line
 from autoft.events import Event, Listener
 from autoft.failures import full_disk, stop_if_not_its_fault
-from autoft.finish import SearchResult, export_winner, nothing_trained, stored_result, summarize
+from autoft.finish import SearchResult, export_winner, note_front, nothing_trained, stored_result, summarize
 from autoft.identity import facts, identity
 from autoft.mix import Mixture
 from autoft.openings import TIME_SHARE, Probed, openings, predict_seconds, probe_once, worth_probing
@@ -193,17 +194,23 @@ class _Driver:
         self.user_stops = should_stop
         self.config = prepared.config
         self.objective = prepared.objective
-        whole = study_space(prepared, prepared.backbones, checked.stages, checked.traits)
+        places = allowed(checked.costs, self.config.search, len(prepared.backbones))
+        checked = checked.of(places)
+        whole = study_space(prepared, [prepared.backbones[place] for place in places], checked.stages, checked.traits)
         probes = self._probe(whole)
         kept = [index for index in range(len(whole.backbones)) if probes is None or probes[index].kept]
+        checked = checked.of(kept)
         self.space = study_space(
             prepared,
             [whole.backbones[index] for index in kept],
-            [whole.stages[index] for index in kept],
-            [checked.traits[index] for index in kept],
+            checked.stages,
+            checked.traits,
             heads=[probes[index].head if probes else None for index in kept],
         )
         scores = [probes[index].score if probes else None for index in kept]
+        apart = None
+        if self._several() and checked.costs is not None:
+            apart = Apart(self.config.search.objectives, dict(zip(self.space.labels, checked.costs, strict=True)))
         self.trials = Trials(
             run.study,
             self.config.name,
@@ -213,6 +220,7 @@ class _Driver:
             openings=[(each.role, each.params) for each in openings(self.space, scores, self.objective.direction)],
             probe_first=self.config.search.prune,
             most=self.config.search.trials,
+            apart=apart,
         )
         self.seconds_before = self.trials.recall("seconds", 0.0)
         limit = self.config.search.time_limit
@@ -226,6 +234,9 @@ class _Driver:
         self.bugs: Counter[str] = Counter()
         self.flights: dict[int, _Flight] = {}
         self.arrived: dict[int, Outcome] = {}  # in the order in which they ended
+
+    def _several(self) -> bool:
+        return len(self.config.search.objectives) > 1
 
     def run(self) -> SearchResult:
         """Run trials until the budget is spent or the user stops, then export the winner."""
@@ -255,6 +266,7 @@ class _Driver:
             self.listener,
             device=self.prepared.device,
             seed=self.config.search.seed,
+            keep_all=self._several(),  # where a cost counts too, a weak backbone may be the best of the cheap ones
         )
 
     def _worth_probing(self, space: Space) -> bool:
@@ -283,7 +295,7 @@ class _Driver:
         """
         if self.trials.broken_off() or self.trials.presets_wait():
             return Start()
-        search = self.config.search
+        search, (group, model) = self.config.search, self.trials.next_group()
         return next_action(
             self.trials.progress(cost=search.time_limit is not None),
             epochs=self.recipe.epochs,
@@ -291,7 +303,8 @@ class _Driver:
             direction=self.objective.direction,
             eta=ETA,
             may_start=self.trials.started() < search.trials,
-            group=self.trials.head_start() or "",
+            group=group,
+            model=model,
         )
 
     def _first_stop(self, trial: optuna.Trial) -> int:
@@ -429,8 +442,8 @@ class _Driver:
     def _settle_hopeless(self, epoch: int) -> None:
         """End the trials that rest after an epoch but can never be in the promoted share: checkpoints are large."""
         resting = [trial for trial in self.trials.ranked() if trial.user_attrs.get(PAUSED) == epoch]
-        for group in {trial.params.get("head_start") for trial in resting}:
-            own = [trial for trial in resting if trial.params.get("head_start") == group]
+        for group in {self.trials.group(trial) for trial in resting}:
+            own = [trial for trial in resting if self.trials.group(trial) == group]
             for trial in own[max(1, min(self.config.search.trials // ETA, MOST_RESTING)) :]:
                 self._settle(trial)
         self._collect_weights()
@@ -475,9 +488,10 @@ class _Driver:
         self._end_event(trial.number, "complete", twin.value, f"the same as trial {twin.number}", False, 0.0)
 
     def _collect_weights(self) -> None:
-        """Keep the weights of the preset and of the best trials, which are confirmed at the end; remove the others'."""
+        """Keep the weights of the preset, of the best trials, which are confirmed at the end, and of the front."""
         ranked = self.trials.ranked()
         kept = {trial.number for trial in ranked[: max(KEPT_TRIALS - 1, self.config.search.confirm)]} | {0}
+        kept |= {point.trial for point in self.trials.front()}
         for trial in ranked:
             if trial.number not in kept:
                 (self.folder.trial(trial.number) / WEIGHTS).unlink(missing_ok=True)
@@ -555,6 +569,8 @@ class _Driver:
         if stored is None:
             self.listener(telling.export_begins(winner.number))
             stored = export_winner(chosen, self.prepared, self.folder, self.worker, self.recipe, self.trials)
+        if self._several():
+            stored = note_front(self.folder, stored, self.trials.front())
         self._save_seconds()
         result = summarize(self.trials, self.folder, self.objective.metric, stored)
         self.listener(telling.search_done(result, stored, run=self.folder.path, bundle=self.folder.bundle))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from autoft.contest import Chosen
+from autoft.deployed import Point, describe
 from autoft.errors import RepeatedBugError, RunError
 from autoft.export.bundle import Trained, export_bundle, exported_facts
 from autoft.files import read_json, write_json
@@ -41,6 +42,7 @@ class SearchResult:
         test_error: Standard error of the metric on the test split.
         trials: How many trials ended in each state.
         interrupted: Whether the search was stopped before its budget; the same call resumes it.
+        front: With `search.objectives`, the trials that are best for what they cost; else empty.
     """
 
     run: Path
@@ -53,6 +55,7 @@ class SearchResult:
     test_error: float | None
     trials: dict[str, int]
     interrupted: bool
+    front: tuple[Point, ...] = ()
 
 
 def export_winner(
@@ -166,6 +169,13 @@ def stored_result(run: RunFolder, chosen: Chosen) -> dict[str, Any] | None:
     return stored
 
 
+def note_front(run: RunFolder, stored: Mapping[str, Any], points: Sequence[Point]) -> dict[str, Any]:
+    """Store the front with the result; return that."""
+    noted = {**stored, "front": describe(points)}
+    write_json(run.path / RESULT, noted)
+    return noted
+
+
 def summarize(trials: Trials, run: RunFolder, metric: str, stored: Mapping[str, Any] | None) -> SearchResult:
     """Return the result of a session; `stored` is None where it was interrupted."""
     best = trials.best()
@@ -182,6 +192,7 @@ def summarize(trials: Trials, run: RunFolder, metric: str, stored: Mapping[str, 
         test_error=stored["test_error"] if stored else None,
         trials=trials.counts(),
         interrupted=stored is None,
+        front=tuple(Point(**each) for each in (stored or {}).get("front", ())),
     )
 
 

@@ -105,6 +105,7 @@ def probe_once(
     *,
     device: torch.device,
     seed: int,
+    keep_all: bool = False,
 ) -> list[Probed]:
     """Probe backbones, or return what an earlier session of the run found, so that a resumed run searches the same.
 
@@ -118,12 +119,15 @@ def probe_once(
         listener: Hears of each probe.
         device: Where to compute.
         seed: Of everything random.
+        keep_all: Whether weak ones stay in.
 
     Raises:
         RunError: The file is damaged, or of other backbones.
     """
     if not file.exists():
-        results = probe_backbones(backbones, objective, worker, listener, device=device, seed=seed, folder=folder)
+        results = probe_backbones(
+            backbones, objective, worker, listener, device=device, seed=seed, folder=folder, keep_all=keep_all
+        )
         found = [asdict(_remembered(label, each)) for label, each in zip(labels, results, strict=True)]
         write_json(file, {"probes": found})
     again = f"remove {file}, to probe again"

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor
 
+from autoft.deployed import Cost, excess, load_costs, measure, save_costs, wants_costs, worse
 from autoft.errors import BackboneError, RunError, first_line
 from autoft.events import Event, Listener
 from autoft.export.bundle import example_inputs
 from autoft.export.onnx import to_onnx
 from autoft.layers import Trait, traits
+from autoft.model import FineTuneModel
 from autoft.prepare import Prepared, wanted_strategies
 from autoft.specs import Backbone
 from autoft.train import TrainConfig
@@ -35,12 +40,24 @@ class Checked:
         parameters: Numbers of parameters.
         export_seconds: How long the slowest export took; the time limit keeps that much back.
         traits: What each backbone has that some settings need.
+        costs: What each backbone costs once deployed; None where nobody asks.
     """
 
     stages: tuple[int, ...]
     parameters: tuple[int, ...]
     export_seconds: float
     traits: tuple[frozenset[Trait], ...]
+    costs: tuple[Cost, ...] | None = None
+
+    def of(self, places: Sequence[int]) -> Checked:
+        """Return what was found of some of the backbones."""
+        return Checked(
+            stages=tuple(self.stages[place] for place in places),
+            parameters=tuple(self.parameters[place] for place in places),
+            export_seconds=self.export_seconds,
+            traits=tuple(self.traits[place] for place in places),
+            costs=None if self.costs is None else tuple(self.costs[place] for place in places),
+        )
 
 
 def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener, *, export: bool) -> Checked:
@@ -56,8 +73,12 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
     Raises:
         BackboneError: A backbone cannot be built, or not be run on the data.
         ExportError: A backbone cannot be exported.
-        RunError: The disk is too small for the first trials.
+        RunError: The disk is too small for the first trials, or no backbone meets the study's constraints.
     """
+    costs = load_costs(run)
+    measures = costs is None and wants_costs(prepared.config.search)
+    export = export or measures
+    measured: list[tuple[str, Cost]] = []
     knobs = {knob.name: knob.default for knob in prepared.objective.head.knobs}
     config = TrainConfig(learning_rate=0.0, epochs=1, batch_size=2, knobs=knobs)
     stages, parameters, found, slowest = [], [], [], 0.0
@@ -80,18 +101,12 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
             raise BackboneError(f"{backbone.name} must give outputs of {wanted}, but gives {tuple(outputs.shape)}")
         count = sum(parameter.numel() for parameter in model.parameters())
         if export:
-            head = prepared.objective.head
-            to_onnx(
-                model,
-                head.activation,
-                inputs,
-                input_names=backbone.inputs,
-                labels=prepared.objective.targets.labels,
-                scores=head.scores,
-                lengths=backbone.preprocessing.ragged,
-            )
+            proto = _export(prepared, backbone, model, inputs)
             slowest = max(slowest, time.monotonic() - started)
-        _check_strategies(prepared, worker, backbone, config, inputs, export=export)
+        others = _check_strategies(prepared, worker, backbone, config, inputs, export=export)
+        if measures:
+            named = dict(zip(backbone.inputs, (item.numpy() for item in inputs), strict=True))
+            measured.append((backbone.public_name, reduce(worse, (measure(graph, named) for graph in (proto, *others)))))
         stages.append(len(model.stages))
         found.append(traits(model.backbone))
         parameters.append(count)
@@ -101,27 +116,65 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
                 "preflight",
                 f"{backbone.public_name}: {count / 1e6:.2f} million parameters in {len(model.stages)} stages and a head"
                 + (f", input {size}" if size else "")
-                + f", weights {backbone.citation or backbone.weights}; builds{', exports' if export else ''}",
+                + f", weights {backbone.citation or backbone.weights}; builds{', exports' if export else ''}"
+                + (f"; {_said(measured[-1][1])}" if measures else ""),
                 {
                     "backbone": backbone.name,
                     "weights": backbone.weights,
                     "parameters": count,
                     "stages": len(model.stages),
                     "input_size": list(backbone.image_size or ()),
+                    **(asdict(measured[-1][1]) if measures else {}),
                     "seconds": round(time.monotonic() - started, 3),
                 },
             )
         )
         _tell_cut(prepared, worker, backbone, listener)
+    if measures:
+        save_costs(run, measured)
+        costs = tuple(cost for _, cost in measured)
+    _leave_out(prepared, costs, listener)
     _check_disk(prepared, run, max(parameters), listener)
-    return Checked(tuple(stages), tuple(parameters), slowest, tuple(found))
+    return Checked(tuple(stages), tuple(parameters), slowest, tuple(found), costs)
+
+
+def _export(prepared: Prepared, backbone: Backbone, model: FineTuneModel, inputs: tuple[Tensor, ...]) -> onnx.ModelProto:
+    head = prepared.objective.head
+    return to_onnx(
+        model,
+        head.activation,
+        inputs,
+        input_names=backbone.inputs,
+        labels=prepared.objective.targets.labels,
+        scores=head.scores,
+        lengths=backbone.preprocessing.ragged,
+    )
+
+
+def _said(cost: Cost) -> str:
+    return f"{cost.latency_ms:.3g} ms an answer on one thread, {cost.size_mb:.3g} MB"
+
+
+def _leave_out(prepared: Prepared, costs: Sequence[Cost] | None, listener: Listener) -> None:
+    """Say which backbones cost more than the study allows; refuse a study of which none is left."""
+    search, told = prepared.config.search, []
+    for backbone, cost in zip(prepared.backbones, costs or (), strict=False):
+        if found := excess(cost, search):
+            told.append(f"{backbone.public_name}: {', and '.join(found)}")
+            data = {"backbone": backbone.name, "left_out": True, **asdict(cost)}
+            listener(Event("preflight", f"left out: {told[-1]}", data))
+    if len(told) == len(prepared.backbones):
+        raise RunError(
+            f"no backbone meets `search.constraints`: {'; '.join(told)}",
+            "allow more, or name smaller backbones; `autoft plugins presets` lists some, the smallest as `fast`",
+        )
 
 
 def _check_strategies(
     prepared: Prepared, worker: Worker, backbone: Backbone, config: TrainConfig, inputs: tuple[Tensor, ...], *, export: bool
-) -> None:
-    """Check that each strategy which the study tries can train a backbone, and that what it leaves can be exported."""
-    head = prepared.objective.head
+) -> list[onnx.ModelProto]:
+    """Check that each strategy which the study tries can train a backbone; return what exporting each leaves."""
+    graphs = []
     for strategy in wanted_strategies(prepared.config, prepared.catalog):
         why = strategy.check(backbone, backbone.build())
         if why is not None:
@@ -134,15 +187,8 @@ def _check_strategies(
         with torch.no_grad():
             model(*inputs)
         if export:
-            to_onnx(
-                model,
-                head.activation,
-                inputs,
-                input_names=backbone.inputs,
-                labels=prepared.objective.targets.labels,
-                scores=head.scores,
-                lengths=backbone.preprocessing.ragged,
-            )
+            graphs.append(_export(prepared, backbone, model, inputs))
+    return graphs
 
 
 def _tell_cut(prepared: Prepared, worker: Worker, backbone: Backbone, listener: Listener) -> None:

@@ -563,6 +563,7 @@ def probe_backbones(
     device: torch.device,
     seed: int = 0,
     folder: Path | None = None,
+    keep_all: bool = False,
 ) -> list[ProbeResult]:
     """Probe all backbones and tell each result as an event of kind `probe`; of several also the ranking, and who is kept.
 
@@ -574,6 +575,7 @@ def probe_backbones(
         device: Where to compute.
         seed: Of everything random.
         folder: Where the heads are written that trainings may start from; see `probe`.
+        keep_all: Whether weak ones stay in.
 
     Returns:
         One result a backbone, in the study's order, with `kept` set.
@@ -585,7 +587,9 @@ def probe_backbones(
     if len(results) == 1:
         return results  # the only one there is stays
     ranking = rank(results, objective.direction)
-    kept = kept_by_probe(results, objective, worker.data("validation", backbones[0]).targets, seed=seed)
+    kept: tuple[int, ...] = tuple(range(len(results)))
+    if not keep_all:
+        kept = kept_by_probe(results, objective, worker.data("validation", backbones[0]).targets, seed=seed)
     dropped = [one.backbone for one in ranking if one.index not in kept]
     text = f"probes, best first: {', '.join(one.backbone for one in ranking)}"
     text += f"; left out: {', '.join(dropped)}" if dropped else "; all go on"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from autoft.crew import choose_manning
+from autoft.deployed import allowed, load_costs
 from autoft.driver import SHARING
 from autoft.errors import DataError, RunError
 from autoft.events import Event
@@ -231,8 +232,9 @@ def _known_training(folder: Path, trial: int, seed: int, *, first: int) -> Outco
 
 
 def _backbone(folder: Path, prepared: Prepared, label: str) -> Backbone:
-    """Return the backbone of a label; labels are told apart among those that the probe had kept."""
-    kept = prepared.backbones
+    """Return the backbone of a label; labels are told apart among those that the constraints and the probe had kept."""
+    places = allowed(load_costs(folder), prepared.config.search, len(prepared.backbones))
+    kept = tuple(prepared.backbones[place] for place in places)
     if (folder / PROBES).exists():
         probes = _read(folder, PROBES)["probes"]
         kept = tuple(backbone for backbone, probe in zip(kept, probes, strict=True) if probe["kept"])

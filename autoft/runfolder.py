@@ -26,6 +26,7 @@ PREFIX = "prefix"  # what frozen stages give, shared by trials
 PROBES = "probe.json"
 HEADS = "probe"  # linear heads that trainings may start from
 TUNED = "tuned.json"  # what was measured for each backbone: precision, compilation, micro-batch
+COSTS = "costs.json"  # what the backbones cost once deployed: measured once, for it is never quite the same again
 HELD = ".held"
 SHOWN_DIFFERENCES = 5
 
@@ -143,7 +144,7 @@ def _traceless(path: Path) -> Iterator[None]:
         yield
     except BaseException:
         if not (path / STUDY).exists():
-            for name in (LOCK, "study.yaml", "log.jsonl", PROBES, TUNED):
+            for name in (LOCK, "study.yaml", "log.jsonl", PROBES, TUNED, COSTS):
                 (path / name).unlink(missing_ok=True)
             for folder in (path / TOKENS, path / PIXELS, path / HEADS):
                 if folder.is_dir():

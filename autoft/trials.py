@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DatabaseError
 
+from autoft.deployed import Apart, Point, front
 from autoft.errors import RunError, first_line
 from autoft.knobs import FRESH, PROBE
 from autoft.promotion import Progress
@@ -29,6 +30,7 @@ STARTUP_TRIALS = 8  # random points before TPE has enough to model
 # nearly every trial would have some that does harm; so most stay as they are in the best trial, and each trial tells what a
 # few of them do. A short search is thus that of the small space: it is the settings there that matter most.
 IN_PLAY = 0.2
+TURNS = 3  # scored trials of each backbone, where each is searched by itself, before one that is dominated gets no more
 # User attributes of a trial. A paused trial is RUNNING for Optuna, which knows no other word for one that is neither
 # finished nor to be handed out by `ask`; when the session ends before the search, it is WAITING.
 PAUSED = "paused"  # the epoch after which it rests; 0 while it trains
@@ -54,6 +56,7 @@ class Trials:
         probe_first: Whether the first of them that fine-tunes from a probe's head is started before the presets: its first
             epochs already give a good model.
         most: How many trials there may be, or None for any number; no more are queued.
+        apart: What the backbones cost, where each is searched by itself; None where all compete for the best score.
 
     Raises:
         RunError: The file is damaged.
@@ -70,8 +73,10 @@ class Trials:
         openings: Sequence[tuple[str, Mapping[str, Any]]] = (),
         probe_first: bool = False,
         most: int | None = None,
+        apart: Apart | None = None,
     ) -> None:
         self.direction = direction
+        self._apart = apart if len(space.backbones) > 1 else None
         self._seed = seed
         self._probe_first = probe_first
         self._space = space
@@ -152,6 +157,8 @@ class Trials:
                 )
             copy.add_trial(trial)
         held: dict[str, Any] = self._held(seed, number)
+        if self._apart is not None:
+            held["backbone"] = self._turn(number)
         if start is not None:
             held["head_start"] = start
         if held:
@@ -178,6 +185,37 @@ class Trials:
                 others = [value for value in what.values if value != values[name]]
                 held[name] = others[int(rng.integers(len(others)))]
         return held
+
+    def _turn(self, number: int) -> str:
+        """Return the backbone whose turn it is: one after the other, those aside that are dominated after some trials."""
+        labels = self._space.labels
+        scored = Counter(self.model(trial) for trial in self.ranked())
+        if min(scored[label] for label in labels) >= TURNS:
+            labels = tuple(sorted({point.backbone for point in self.front()}, key=labels.index))
+        return labels[number % len(labels)]
+
+    def model(self, trial: optuna.Trial | FrozenTrial) -> str:
+        """Return what a trial competes with: its backbone where each is searched by itself, else nothing."""
+        return str(trial.params["backbone"]) if self._apart is not None else ""
+
+    def group(self, trial: optuna.Trial | FrozenTrial) -> str:
+        """Return what tells the trials apart whose early scores are not to be compared."""
+        return "|".join(filter(None, (str(trial.params.get("head_start", "")), self.model(trial))))
+
+    def next_group(self) -> tuple[str, str]:
+        """Return the group and the model of the trial that would be begun next."""
+        model = "" if self._apart is None else self._turn(len(self.all()))
+        return "|".join(filter(None, (self.head_start() or "", model))), model
+
+    def front(self) -> tuple[Point, ...]:
+        """Return the best trial of each backbone that no other dominates; empty where all compete for the best score."""
+        if self._apart is None:
+            return ()
+        best: dict[str, FrozenTrial] = {}
+        for trial in self.ranked():
+            best.setdefault(self.model(trial), trial)
+        points = [self._apart.point(trial.number, label, trial.user_attrs["best_value"]) for label, trial in best.items()]
+        return front(points, self._apart.objectives, self.direction)
 
     def broken_off(self) -> bool:
         """Return whether a trial was broken off in the middle by a kill or an interruption; `ask` takes it up."""
@@ -229,14 +267,14 @@ class Trials:
             known = trial.user_attrs
             if "duplicate_of" in known:
                 continue
-            group = str(trial.params.get("head_start", ""))
             state = "ended" if trial.state.is_finished() else "paused" if known.get(PAUSED) else "running"
             steps = sorted(trial.intermediate_values.items())
             seconds = known.get("seconds", 0.0) / max(1, len(steps)) if cost else 0.0
             if state == "running":  # what it has shown since it was taken up is not judged yet
                 steps = steps[: known.get("epochs", 0)]
             values = tuple(value for _, value in steps)
-            seen.append(Progress(trial.number, values, seconds, state, known.get("role") in WHOLE, group))  # type: ignore[arg-type]
+            whole, group, model = known.get("role") in WHOLE, self.group(trial), self.model(trial)
+            seen.append(Progress(trial.number, values, seconds, state, whole, group, model))  # type: ignore[arg-type]
         return seen
 
     def report(self, trial: optuna.Trial, value: float, epoch: int) -> None:

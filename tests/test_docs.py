@@ -72,6 +72,8 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def plain(value: object) -> str:
     """Return a value as a study file writes it."""
+    if isinstance(value, tuple):
+        return f"`[{', '.join(map(str, value))}]`"
     return f"`{json.dumps(value)}`" if isinstance(value, bool | None) else f"`{value}`"
 
 
@@ -84,6 +86,8 @@ def settings() -> str:
             section = SECTIONS.get(name) if not prefix else None
             if section is not None:
                 yield from rows(section, f"backbones[].{''}" if name == "backbones" else f"{name}.")
+            elif isinstance(field.default, BaseModel):
+                yield from rows(type(field.default), f"{prefix}{name}.")
             elif name != "space":
                 default = "required" if field.default is PydanticUndefined else plain(field.default)
                 default = "the data's name" if (prefix, name) == ("", "name") else default

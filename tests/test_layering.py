@@ -59,6 +59,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "promotion",
         "finish",
         "contest",
+        "deployed",
         "prepare",
         "preflight",
         "runfolder",

@@ -17,6 +17,7 @@ from autoft.config.options import HUB, expand, override, resolve_paths
 from autoft.config.schema import (
     ALL,
     BackboneConfig,
+    ConstraintsConfig,
     DataConfig,
     ExportConfig,
     PluginsConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "ALL",
     "HUB",
     "BackboneConfig",
+    "ConstraintsConfig",
     "DataConfig",
     "ExportConfig",
     "Known",

@@ -139,6 +139,21 @@ def _devices(value: object) -> object:
     )
 
 
+def _objectives(value: object) -> object:
+    named = [value] if isinstance(value, str) else value
+    if (
+        isinstance(named, list | tuple)
+        and "metric" in named
+        and len(set(map(str, named))) == len(named)
+        and all(name in OBJECTIVES for name in named)
+    ):
+        return tuple(named)
+    raise _invalid(
+        f"must be a list of `metric` and any of `latency` and `size`, but got {shown(value)}",
+        "`[metric, latency]` asks for the models that are best for their latency",
+    )
+
+
 def _name(value: object) -> object:
     if isinstance(value, str) and not NAME.fullmatch(value):
         raise _invalid(
@@ -149,6 +164,7 @@ def _name(value: object) -> object:
     return value
 
 
+OBJECTIVES = ("metric", "latency", "size")
 Whole = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
@@ -241,6 +257,18 @@ class PluginsConfig(Section):
     strict: Flag = False
 
 
+class ConstraintsConfig(Section):
+    """What a model may cost once deployed; measured before training, on one thread of this machine's CPU.
+
+    Attributes:
+        latency_ms: Milliseconds for one answer of the exported model, at most; None for any.
+        size_mb: Megabytes of the exported model, at most; None for any.
+    """
+
+    latency_ms: Annotated[Number, Field(gt=0)] | None = None
+    size_mb: Annotated[Number, Field(gt=0)] | None = None
+
+
 class SearchConfig(Section):
     """How long to search, and for what.
 
@@ -248,6 +276,9 @@ class SearchConfig(Section):
         trials: Trials at most.
         time_limit: Seconds at most, over all sessions of the run; None for no limit.
         metric: The metric to optimize, or None for the task's own choice.
+        objectives: What counts beside the metric, of `latency` and `size`: then each backbone is searched by itself, and the
+            result has the front of those that are best for their cost.
+        constraints: Backbones that cost more are left out before they are trained.
         space: What is searched of all that `space` does not name: `small` for what matters in most cases, or `full` for
             every well-founded method that fits.
         seed: Decides the sampler and the training of every trial.
@@ -265,6 +296,8 @@ class SearchConfig(Section):
     trials: Annotated[Whole, Field(ge=1)] = 20
     time_limit: Annotated[float | None, BeforeValidator(_seconds)] = None
     metric: Text | None = None
+    objectives: Annotated[tuple[Literal["metric", "latency", "size"], ...], BeforeValidator(_objectives)] = ("metric",)
+    constraints: ConstraintsConfig = ConstraintsConfig()
     space: Literal["small", "full"] = "small"
     seed: Seed = 0
     prune: Flag = True
