@@ -311,6 +311,69 @@ def evaluate(
 
 
 @app.command()
+def export(
+    target: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_TRIAL", help="Run folder, or that of one of its trials: RUN_DIR/trials/N.")
+    ],
+    trial: Annotated[
+        int | None, typer.Option("--trial", metavar="N", help="The trial's number.  [default: the winner]")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Where the bundle is to be.  [default: RUN_DIR/bundle for the winner, RUN_DIR/exports/N for others]",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="export.NAME=VALUE", help="Change a setting of the export; may be repeated."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="PATH", help="Where the data is now.  [default: where the study says]")
+    ] = None,
+    as_json: AsJson = False,
+    no_plugins: NoPlugins = False,
+) -> None:
+    """Export any trial of a run again, through the same gate as the winner.
+
+    Where the run did not keep the trial's weights, it is trained again first. A bundle that is there already is replaced
+    only once the gate has passed.
+    """
+    from dataclasses import asdict
+
+    from autoft.reexport import export_again
+
+    def hear(event: Event) -> None:
+        if event.kind in ("export", "warning"):
+            _print_note(event.text)
+
+    found = export_again(
+        target,
+        trial=trial,
+        output=output,
+        overrides=settings or (),
+        data=data,
+        plugins=not no_plugins,
+        on_event=hear,
+    )
+    if as_json:
+        print(json.dumps({**asdict(found), "bundle": str(found.bundle)}, indent=2))
+        return
+    test = "" if found.test is None else f", {found.test:.4f} on test"
+    _print_pairs(
+        [
+            ("trial", f"{found.trial}: {found.weights}"),
+            ("scores", f"{found.metric} {found.validation:.4f} on validation, through the bundle{test}"),
+            ("bundle", found.bundle),
+            ("next", f"autoft predict {found.bundle} INPUTS..."),
+        ]
+    )
+
+
+@app.command()
 def reproduce(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder of a finished search; it is not changed.")],
     data: Annotated[

@@ -16,7 +16,6 @@ from optuna.trial import FrozenTrial, TrialState
 from autoft import telling
 from autoft.contest import Chosen, Contest, drop_losers
 from autoft.crew import Crew, choose_manning, make_setup, start_local
-from autoft.deployed import Apart, allowed
 from autoft.engine import Ended, Epoch
 from autoft.errors import AutoftError, ConfigError, RepeatedBugError, first_line
 from autoft.events import Event, Listener
@@ -24,25 +23,22 @@ from autoft.failures import full_disk, stop_if_not_its_fault
 from autoft.finish import SearchResult, export_winner, note_front, nothing_trained, stored_result, summarize
 from autoft.identity import facts, identity
 from autoft.mix import Mixture
-from autoft.openings import TIME_SHARE, Probed, openings, predict_seconds, probe_once, worth_probing
 from autoft.preflight import KEPT_TRIALS, MOST_RESTING, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
 from autoft.processes import ProcessEngine
 from autoft.promotion import Done, Promote, Start, next_action, rungs
-from autoft.recipe import fixed_settings, make_recipe, study_space
 from autoft.refit import refit
-from autoft.runfolder import PROBES, TUNED, RunFolder, open_run
-from autoft.space import Candidate, Space, suggest
+from autoft.runfolder import RunFolder, open_run
+from autoft.session import SHARING, make_worker, open_session
+from autoft.space import Candidate, suggest
 from autoft.specs import is_better
 from autoft.train import EpochReport, TrainConfig, choose_epochs
-from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, WHOLE, Trials
+from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, WHOLE
 from autoft.worker import WEIGHTS, Failure, Outcome, Worker, is_full_disk, settle
 
 ETA = 3  # one in so many trials goes on from each rung
 CONFIRM_SHARE = 0.2  # of the time limit, kept at most for training the best few again with other seeds
 SPARE = 1.2  # times what that is expected to take
-SHARING = 3  # trials that are expected to use one store of what frozen stages give
-USUAL_TRIALS = 20  # of a search, to judge whether probes are worth their time
 EQUAL_BUGS = 3  # equal bugs that stop a search: one may be the configuration's fault, three are ours
 
 
@@ -96,19 +92,7 @@ def search(
             for event in held:
                 run.log(event)
             manning = choose_manning(prepared)
-            worker = Worker(
-                {split: (prepared.samples[split], prepared.encoded[split]) for split in prepared.samples},
-                prepared.objective,
-                device=prepared.device,
-                memory=prepared.memory,
-                cache=run.tokens,
-                shared=run.pixels if manning.workers else None,
-                prefix=run.prefix,
-                reuse=config.search.reuse,
-                sharing=SHARING,
-                heads=run.heads,
-                strategies=prepared.catalog.strategies,
-            )
+            worker = make_worker(prepared, run, shared=bool(manning.workers))
             setup = make_setup(prepared, run, manning, plugins=plugins, sharing=SHARING)
             engine = ProcessEngine() if manning.workers else None
             try:
@@ -194,38 +178,10 @@ class _Driver:
         self.user_stops = should_stop
         self.config = prepared.config
         self.objective = prepared.objective
-        places = allowed(checked.costs, self.config.search, len(prepared.backbones))
-        checked = checked.of(places)
-        whole = study_space(prepared, [prepared.backbones[place] for place in places], checked.stages, checked.traits)
-        probes = self._probe(whole)
-        kept = [index for index in range(len(whole.backbones)) if probes is None or probes[index].kept]
-        checked = checked.of(kept)
-        self.space = study_space(
-            prepared,
-            [whole.backbones[index] for index in kept],
-            checked.stages,
-            checked.traits,
-            heads=[probes[index].head if probes else None for index in kept],
-        )
-        scores = [probes[index].score if probes else None for index in kept]
-        apart = None
-        if self._several() and checked.costs is not None:
-            apart = Apart(self.config.search.objectives, dict(zip(self.space.labels, checked.costs, strict=True)))
-        self.trials = Trials(
-            run.study,
-            self.config.name,
-            self.objective.direction,
-            self.space,
-            seed=self.config.search.seed,
-            openings=[(each.role, each.params) for each in openings(self.space, scores, self.objective.direction)],
-            probe_first=self.config.search.prune,
-            most=self.config.search.trials,
-            apart=apart,
-        )
-        self.seconds_before = self.trials.recall("seconds", 0.0)
+        opened = open_session(prepared, run, worker, checked, listener, started=started)
+        self.space, self.trials, self.recipe = opened.space, opened.trials, opened.recipe
+        self.seconds_before = opened.seconds_before
         limit = self.config.search.time_limit
-        left = None if limit is None else limit - self._spent()
-        self.recipe = make_recipe(prepared, self.space, worker, run.path / TUNED, listener, seconds=left)
         self.export_seconds = self.trials.recall("export_seconds", checked.export_seconds)
         self.trials.remember("export_seconds", self.export_seconds)
         # a trial that was warmed up tells more than one that was not; but where seconds are what is scarce, more trials are
@@ -250,41 +206,6 @@ class _Driver:
             if number is not None:
                 self._judge(number)
         return self._interrupted()
-
-    def _probe(self, space: Space) -> list[Probed] | None:
-        """Probe the backbones, where there are several or it costs little; a resumed run remembers what came of it."""
-        file = self.folder.path / PROBES
-        if not file.exists() and (self.folder.resumed or not self._worth_probing(space)):
-            return None  # decided once: the space of a run never changes
-        return probe_once(
-            file,
-            self.folder.heads,
-            space.labels,
-            space.backbones,
-            self.objective,
-            self.worker,
-            self.listener,
-            device=self.prepared.device,
-            seed=self.config.search.seed,
-            keep_all=self._several(),  # where a cost counts too, a weak backbone may be the best of the cheap ones
-        )
-
-    def _worth_probing(self, space: Space) -> bool:
-        search, samples = self.config.search, self.prepared.samples
-        if not search.probe or len(space.backbones) > 1:
-            return search.probe
-        backbone = space.backbones[0]
-        if backbone.weights == "none" or search.trials == 1:
-            return False
-        if search.time_limit is not None:
-            seconds = predict_seconds(self.worker, backbone, self.objective, device=self.prepared.device)
-            return seconds <= TIME_SHARE * search.time_limit
-        return worth_probing(
-            train=len(samples["train"]),
-            validation=len(samples["validation"]),
-            trials=USUAL_TRIALS,  # not the search's own number: more may be added later
-            epochs=fixed_settings(self.prepared)["epochs"],
-        )
 
     # --- trials -----------------------------------------------------------------------------------------------------
 

@@ -241,6 +241,7 @@ def folder_in_place(path: Path) -> Iterator[Path]:
 
     A folder already at `path` stays untouched until then, and is removed only after the new one stands.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     old = path.with_name(f".{path.name}.old")
     try:

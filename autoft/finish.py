@@ -66,7 +66,7 @@ def export_winner(
     recipe: Recipe,
     trials: Trials,
 ) -> dict[str, Any]:
-    """Export a trial through the gate, and return what `result.json` now holds.
+    """Export a trial through the gate as the run's bundle, and return what `result.json` now holds.
 
     Args:
         chosen: The winning trial, and the weights that stand for it.
@@ -79,6 +79,45 @@ def export_winner(
     Raises:
         ExportError: The model cannot be exported, or the gate fails.
     """
+    stored = export_chosen(chosen, prepared, run.bundle, worker, recipe, trials, scored=look_at_test(trials))
+    write_json(run.path / RESULT, stored)
+    return stored
+
+
+def look_at_test(trials: Trials) -> int:
+    """Count that one more model is scored on the test split; return how many were, in all sessions of the run.
+
+    A continued run may find another winner, and any trial may be exported: the more looks, the less the best of them says.
+    """
+    scored = int(trials.recall("test_scored", 0)) + 1
+    trials.remember("test_scored", scored)
+    return scored
+
+
+def export_chosen(
+    chosen: Chosen,
+    prepared: Prepared,
+    folder: Path,
+    worker: Worker,
+    recipe: Recipe,
+    trials: Trials,
+    *,
+    scored: int,
+) -> dict[str, Any]:
+    """Export a trial through the gate, and return what there is to say of it, as `result.json` has it.
+
+    Args:
+        chosen: The trial, and the weights that stand for it.
+        prepared: The study, with the settings of the export.
+        folder: Where the bundle is to be.
+        worker: Builds the model and has the data.
+        recipe: Makes settings of the trial's parameters.
+        trials: All trials.
+        scored: How many models of this run were scored on the test split, this one included.
+
+    Raises:
+        ExportError: The model cannot be exported, or the gate fails.
+    """
     winner = chosen.trial
     candidate = recipe.candidate(winner)
     settings = recipe.settings(candidate, seed=chosen.seed)
@@ -86,8 +125,6 @@ def export_winner(
     backbone = recipe.backbone(candidate)
     model = worker.build(backbone, settings, finished=True)
     model.load_state_dict(chosen.weights)
-    # a continued run may find another winner; how often the test split was looked at belongs to the result
-    scored = (_read_result(run) or {}).get("test_scored", 0) + 1
     facts = {
         "name": prepared.config.name,
         "data": {
@@ -121,12 +158,12 @@ def export_winner(
             facts=facts,
             adapter=chosen.adapter,
         ),
-        run.bundle,
+        folder,
         max_metric_drop=prepared.config.export.max_metric_drop,
         max_output_difference=prepared.config.export.max_output_difference,
         golden=GOLDEN_SAMPLES,
     )
-    stored = {
+    return {
         "metric": prepared.objective.metric,
         "winner": {
             "trial": winner.number,
@@ -142,8 +179,6 @@ def export_winner(
         "test_scored": scored,
         "reports": exported.reports,
     }
-    write_json(run.path / RESULT, stored)
-    return stored
 
 
 def describe_settings(candidate: Candidate, settings: TrainConfig, space: Space) -> dict[str, Any]:

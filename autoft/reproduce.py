@@ -16,7 +16,6 @@ from torch import Tensor
 
 from autoft.crew import choose_manning
 from autoft.deployed import allowed, load_costs
-from autoft.driver import SHARING
 from autoft.errors import DataError, RunError
 from autoft.events import Event
 from autoft.files import load_tensors, read_json
@@ -26,6 +25,7 @@ from autoft.mix import Mixture
 from autoft.prepare import Prepared, load_config, prepare
 from autoft.refit import refit
 from autoft.runfolder import HEADS, LOCK, PROBES, differences
+from autoft.session import SHARING
 from autoft.soup import greedy_soup, interpolate
 from autoft.space import Space
 from autoft.specs import Backbone
@@ -291,8 +291,8 @@ def _again(
     for seed in made_of.seeds:
         known = _known_training(folder, winner["trial"], seed, first=prepared.config.search.seed)
         on_note(f"training trial {winner['trial']} with seed {seed}")
-        with _threads(choose_manning(prepared).threads):
-            outcome = _train(
+        with threads(choose_manning(prepared).threads):
+            outcome = train_up_to(
                 worker,
                 Job(
                     backbone,
@@ -355,8 +355,12 @@ def _worker(prepared: Prepared, scratch: Path, heads: Path) -> Worker:
     )
 
 
-def _train(worker: Worker, job: Job, *, epochs: int) -> Outcome:
-    """Train up to the epoch that the run's weights are from: what came after it did not change them."""
+def train_up_to(worker: Worker, job: Job, *, epochs: int) -> Outcome:
+    """Train up to the epoch that a run's weights are from: what came after it did not change them.
+
+    Raises:
+        RunError: The training fails.
+    """
 
     def stop(report: EpochReport) -> None:
         if report.epoch == epochs and epochs < job.config.epochs:
@@ -364,9 +368,7 @@ def _train(worker: Worker, job: Job, *, epochs: int) -> Outcome:
 
     outcome = worker.run(job, on_epoch=stop)
     if outcome.failure is not None:
-        raise RunError(
-            f"training the winner again failed: {outcome.failure.message}", f"its trace:\n{outcome.failure.trace}"
-        )
+        raise RunError(f"training it again failed: {outcome.failure.message}", f"its trace:\n{outcome.failure.trace}")
     return outcome
 
 
@@ -403,7 +405,7 @@ def _score_as_exported(model: Any, prepared: Prepared, worker: Worker, backbone:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def threads(number: int) -> Iterator[None]:
     """Use as many threads as a worker of the search does: how sums are divided among threads decides their last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)

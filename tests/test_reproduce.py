@@ -159,7 +159,7 @@ def test_run_that_cannot_be_reproduced_is_refused(copied: Path, spoil: Any, mess
 
 def test_training_that_fails_says_why(copied: Path) -> None:
     edit(copied, "result.json", winner__training__learning_rate=1e30)
-    with pytest.raises(RunError, match="training the winner again failed: NonFiniteError"):
+    with pytest.raises(RunError, match="training it again failed: NonFiniteError"):
         reproduce(copied)
 
 

@@ -273,7 +273,7 @@ def _class_table(rows: Sequence[Mapping[str, Any]], plural: str, what: str) -> l
 def _times(count: int) -> str:
     if count == 1:
         return "once, by the chosen model"
-    return f"{count} times: the search was continued after its first result"
+    return f"{count} times: the search was continued after its first result, or other trials were exported"
 
 
 def _shown(labels: Sequence[str], most: int = 12) -> str:
