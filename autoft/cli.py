@@ -374,6 +374,38 @@ def export(
 
 
 @app.command()
+def push(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to upload.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Model repository on the Hugging Face hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.  [default: private]")] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="BRANCH", help="Branch to commit to.  [default: the main one]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a bundle to the Hugging Face hub, as it is; transformers.js and others load it from there.
+
+    Every file is checked against its hash first. A bundle may hold some of your validation samples (golden/), so a new
+    repository is private unless you say --public; `autoft export RUN --set export.golden=0` makes a bundle without them.
+    """
+    from dataclasses import asdict
+
+    from autoft.push import push as upload
+
+    done = upload(bundle, repository, public=public, revision=revision)
+    if as_json:
+        print(json.dumps(asdict(done), indent=2))
+        return
+    _print_pairs(
+        [
+            ("url", done.url),
+            ("commit", done.commit),
+            ("files", f"{done.files}, {done.samples} validation samples among them"),
+        ]
+    )
+
+
+@app.command()
 def reproduce(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder of a finished search; it is not changed.")],
     data: Annotated[

@@ -24,7 +24,6 @@ from autoft.trials import Trials
 from autoft.worker import Worker
 
 RESULT = "result.json"
-GOLDEN_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -127,6 +126,7 @@ def export_chosen(
     model.load_state_dict(chosen.weights)
     facts = {
         "name": prepared.config.name,
+        "golden": prepared.config.export.golden,
         "data": {
             "format": prepared.data_format,
             "fingerprint": prepared.raw.fingerprint,
@@ -161,7 +161,7 @@ def export_chosen(
         folder,
         max_metric_drop=prepared.config.export.max_metric_drop,
         max_output_difference=prepared.config.export.max_output_difference,
-        golden=GOLDEN_SAMPLES,
+        golden=prepared.config.export.golden,
     )
     return {
         "metric": prepared.objective.metric,

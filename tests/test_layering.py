@@ -72,6 +72,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "insight",
         "reproduce",
         "reexport",
+        "push",
         "doctor",
         "testing",
     ),

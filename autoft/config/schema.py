@@ -351,11 +351,13 @@ class ExportConfig(Section):
         max_metric_drop: Largest loss of the metric over the validation split.
         max_output_difference: Largest difference of any output.
         refit: Whether the winner is trained once more, on the training and the validation split together.
+        golden: Validation samples that go into the bundle, to check any runtime with; 0 where they are not to be passed on.
     """
 
     max_metric_drop: Annotated[Number, Field(ge=0)] = 0.001
     max_output_difference: Annotated[Number, Field(gt=0)] = 0.001
     refit: Flag = False
+    golden: Annotated[Whole, Field(ge=0, le=1000)] = 8
 
 
 class StudyConfig(Section):

@@ -119,7 +119,7 @@ def model_card(
         "```sh",
         f"pip install {words.packages}",
         f"python predict.py {words.arguments if takes != 'pair' else PAIR}",
-        "python predict.py --check    # replays golden/ on this machine",
+        *(["python predict.py --check    # replays golden/ on this machine"] if facts.get("golden", True) else []),
         "```",
         "",
         f"`onnx/model.onnx` takes {', '.join(f'`{name}`' for name in backbone.inputs)} {words.shape} and gives "
@@ -132,8 +132,12 @@ def model_card(
         f"{data['train']} training, {data['validation']} validation and {data['test']} test samples"
         + (f"; {data['rejected']} unreadable ones were left out" if data["rejected"] else "")
         + (f"; made by autoft: {', '.join(data['made_splits'])}{stratified}" if data["made_splits"] else "")
-        + ". `golden/` holds a few of the validation samples: remove it if they are not yours to pass on "
-        "(and their lines in `autoft.json`).",
+        + (
+            ". `golden/` holds a few of the validation samples: if they are not yours to pass on, export again with "
+            "`export.golden=0`."
+            if facts.get("golden", True)
+            else ". None of them are in this bundle."
+        ),
         "",
         "## Limits",
         "",
