@@ -406,6 +406,54 @@ def push(
 
 
 @app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder; nothing in it is executed.")],
+    public_key: Annotated[
+        Path | None,
+        typer.Option("--public-key", metavar="FILE", help="Require a signature by this key (PEM).  [default: none]"),
+    ] = None,
+    as_json: AsJson = False,
+    no_plugins: NoPlugins = False,
+) -> None:
+    """Verify a bundle: contract, hashes, graphs, golden vectors, signature; exits with 2 where a check fails.
+
+    A check that cannot be made, or that nobody asked for, is shown as `--` and is no failure.
+    """
+    from dataclasses import asdict
+
+    from autoft.discovery import discover
+    from autoft.verify import passed
+    from autoft.verify import verify as verify_bundle
+
+    checks = verify_bundle(bundle, discover(enabled=not no_plugins), public_key=public_key)
+    if as_json:
+        print(json.dumps({"bundle": str(bundle), "ok": passed(checks), "checks": list(map(asdict, checks))}, indent=2))
+    else:
+        marks = {"ok": "ok", "failed": "FAIL", "not checked": "--"}
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            print(f"{marks[check.outcome]:4}  {check.name:{width}}  {check.message}")
+    if not passed(checks):
+        raise typer.Exit(BAD_INPUT)
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    key: Annotated[Path, typer.Option("--key", metavar="FILE", help="Private elliptic key (PEM).", show_default=False)],
+) -> None:
+    """Sign a bundle with your key, for `autoft verify --public-key`; needs `pip install 'autoft[sign]'`.
+
+    The password of a key that has one is read from the environment variable AUTOFT_KEY_PASSWORD.
+    """
+    from autoft.export.contract import read_contract
+    from autoft.signing import sign_bundle
+
+    read_contract(bundle)  # a folder that is no bundle is not signed
+    print(sign_bundle(bundle, key, password=os.environ.get("AUTOFT_KEY_PASSWORD")))
+
+
+@app.command()
 def reproduce(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder of a finished search; it is not changed.")],
     data: Annotated[

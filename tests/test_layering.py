@@ -68,6 +68,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "report",
         "discovery",
         "deploy",
+        "signing",
+        "verify",
         "inspection",
         "insight",
         "reproduce",
