@@ -30,7 +30,8 @@ def sign_bundle(folder: Path, private_key: Path, *, password: str | None = None)
     signing = _package().signing
     file = folder / SIGNATURE
     try:
-        config = signing.Config().use_elliptic_key_signer(private_key=private_key, password=password)
+        secret = None if password is None else password.encode()  # it says str, but hands this to cryptography as it is
+        config = signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
         config.set_hashing_config(_hashing())
         with tempfile.TemporaryDirectory() as outside:  # a draft in the bundle would be signed too
             draft = Path(outside) / SIGNATURE
