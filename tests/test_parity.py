@@ -15,11 +15,12 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 from toy_training import CONVNET, CPU, VALIDATION, config, encode, objective, run, split
 
 from autoft.errors import DataError, ExportError
 from autoft.export.bundle import Trained, export_bundle
-from autoft.export.parity import BATCH_SIZES, FULL_BATCH, Parity, check_parity, describe, row_differences
+from autoft.export.parity import BATCH_SIZES, FULL_BATCH, Parity, check_parity, check_preprocess, describe, row_differences
 from autoft.files import sha256
 from autoft.train import predict
 
@@ -232,6 +233,69 @@ def test_sample_that_vanished_after_training_is_named(honest: Path, outputs: tor
     with pytest.raises(DataError, match=r"gone\.png") as caught:
         check_parity(honest, gone, outputs, encode(VALIDATION), OBJECTIVE, max_metric_drop=0.0, max_output_difference=1e-3)
     assert "restore the file" in str(caught.value)
+
+
+# --- preprocess.onnx ------------------------------------------------------------------------------------------------
+
+
+def test_preprocessing_graph_is_measured_and_told(honest: Path) -> None:
+    measured = check_preprocess(honest, VALIDATION)
+    assert measured is not None
+    assert (measured.samples, measured.same_answers) == (len(VALIDATION), 1.0)
+    assert 0 <= measured.largest_step <= 1
+    assert json.loads((honest / "autoft.json").read_text())["preprocess_parity"]["samples"] == len(VALIDATION)
+    card = (honest / "README.md").read_text()
+    assert f"{len(VALIDATION)} validation images differ by at most {measured.largest_step:.0f} of 255" in card
+    assert "transformers.js, OpenVINO's Resize | **no**" in card
+
+
+def preprocess_otherwise(folder: Path, change: Callable[[onnx.ModelProto], object]) -> None:
+    """Change `preprocess.onnx` and its hash."""
+    file = folder / "onnx" / "preprocess.onnx"
+    proto = onnx.load(file)
+    change(proto)
+    onnx.save(proto, file)
+    rewrite(folder, lambda contract: contract["files"].update({"onnx/preprocess.onnx": sha256(file)}))
+
+
+def swap_channels(proto: onnx.ModelProto) -> None:
+    """Give blue, green, red, by way of a node before the output."""
+    last = next(node for node in proto.graph.node if "pixel_values" in node.output)
+    last.output[0] = "rgb"
+    order = onnx.helper.make_tensor("order", onnx.TensorProto.INT64, [3], [2, 1, 0])
+    proto.graph.initializer.append(order)
+    proto.graph.node.append(onnx.helper.make_node("Gather", ["rgb", "order"], ["pixel_values"], axis=1))
+
+
+def filter_otherwise(proto: onnx.ModelProto) -> None:
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Resize" and attribute.name in ("antialias", "exclude_outside"):
+                attribute.i = 0
+
+
+def shift_mean(proto: onnx.ModelProto) -> None:
+    """Subtract more than the mean."""
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        tensor = constants.get(node.input[-1])
+        if node.op_type == "Sub" and tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.1), tensor.name))
+
+
+@pytest.mark.parametrize("fault", [swap_channels, filter_otherwise, shift_mean])
+def test_preprocessing_graph_that_gives_other_pixels_is_stopped(
+    fault: Callable[[onnx.ModelProto], None], bundle: Path, tmp_path: Path
+) -> None:
+    rng, photos = np.random.default_rng(0), []
+    for number in range(3):  # to be shrunk: small images would not show a filter
+        file = tmp_path / f"{number}.png"
+        Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(file)
+        photos.append(replace(VALIDATION[0], source=file))
+    assert check_preprocess(bundle, photos) is not None
+    preprocess_otherwise(bundle, fault)
+    with pytest.raises(ExportError, match=r"must give the pixels of predict\.py but for rounding"):
+        check_preprocess(bundle, photos)
 
 
 def test_failed_gate_leaves_the_old_bundle(trained: Trained, bundle: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from autoft.errors import ExportError
 from autoft.export.card import model_card
 from autoft.export.contract import FORMAT, FORMAT_VERSION
 from autoft.export.onnx import output_names, to_onnx
-from autoft.export.parity import Parity, check_parity, describe
+from autoft.export.parity import Parity, PreprocessParity, check_parity, check_preprocess, describe
 from autoft.export.preprocess import build_preprocess_model, can_preprocess
 from autoft.export.script import load_script, script_source
 from autoft.files import folder_in_place, save_tensors, sha256, write_bytes, write_json, write_text
@@ -94,6 +94,7 @@ class Exported:
         test: Metrics on the test split.
         test_error: Standard error of the task's metric on the test split, by bootstrap.
         reports: The head's finer account of the `validation` and the `test` split, such as one entry a class.
+        preprocess: How far `onnx/preprocess.onnx` is from the script; None where the bundle has none.
     """
 
     parity: Parity
@@ -101,6 +102,7 @@ class Exported:
     test: dict[str, float]
     test_error: float
     reports: dict[str, dict[str, Any]]
+    preprocess: PreprocessParity | None = None
 
 
 def export_bundle(
@@ -159,6 +161,7 @@ def export_bundle(
                 "validation": head.report(validation, trained.validation.targets, targets),
                 "test": head.report(test, trained.test.targets, targets),
             },
+            preprocess=check_preprocess(draft, trained.validation.samples),
         )
         _write_golden(draft, trained.validation.samples, golden)
         measured = exported_facts(exported)
@@ -174,6 +177,7 @@ def exported_facts(exported: Exported) -> dict[str, Any]:
     """Return an export's measurements, JSON-ready."""
     return {
         "parity": describe(exported.parity),
+        **({"preprocess_parity": asdict(exported.preprocess)} if exported.preprocess is not None else {}),
         "validation": exported.validation,
         "test": exported.test,
         "test_error": exported.test_error,

@@ -38,8 +38,7 @@ _IMAGE = _Words(
     "IMAGE [IMAGE ...] --json",
     "(N, 3, H, W)",
     "`preprocessor_config.json` and `autoft.json` declare the preprocessing; `predict.py` holds the very functions that "
-    "training used. `onnx/preprocess.onnx` does the same from uint8 (N, H, W, 3) pixels in ONNX Runtime; runtimes that "
-    "ignore `antialias` in Resize (OpenVINO, transformers.js) give other pixels when they shrink an image.",
+    "training used.",
 )
 _TEXT = _Words(
     "text",
@@ -114,6 +113,7 @@ def model_card(
         + (" standard deviations" if answer == "values" and "scale" in targets.values else "")
         + f", at batch sizes {batch_sizes}.",
         "",
+        *_runtimes(backbone, measured.get("preprocess_parity")),
         "## How to run",
         "",
         "```sh",
@@ -272,6 +272,34 @@ def _class_table(rows: Sequence[Mapping[str, Any]], plural: str, what: str) -> l
     if len(rows) > SHOWN_CLASSES:
         table.append(f"\nThe {SHOWN_CLASSES} with the lowest F1 of {len(rows)}.")
     return table
+
+
+def _runtimes(backbone: Backbone, preprocess: Mapping[str, Any] | None) -> list[str]:
+    """Say from what input which runtime gives the same: tensors everywhere, raw input only where it is made alike."""
+    lines = ["## Where it gives the same", ""]
+    if backbone.modality == "text":
+        return [
+            *lines,
+            "`predict.py` was measured, above. Any library that reads `tokenizer.json` cuts texts into the same tokens "
+            "(tokenizers, transformers, transformers.js), at most "
+            f"{backbone.preprocessing.to_dict()['max_length']} of them; `golden/` has some, with the outputs for them.",
+            "",
+        ]
+    lines += ["| from | in | same as in training |", "|---|---|---|"]
+    lines.append("| image files | `predict.py` (Pillow) | yes: measured above |")
+    if preprocess is not None:
+        lines.append(
+            "| uint8 pixels (N, H, W, 3) | `onnx/preprocess.onnx` in ONNX Runtime | but for rounding: "
+            f"{preprocess['samples']} validation images differ by at most {preprocess['largest_step']:.0f} of 255, in "
+            f"{preprocess['differing']:.2%} of their values; {preprocess['same_answers']:.0%} of the answers are the same |"
+        )
+    lines += [
+        "| image files | transformers' own image processor | nearly: other libraries resize, and round, otherwise |",
+        "| image files | transformers.js, OpenVINO's Resize | **no**, where they shrink an image: they ignore `antialias`, "
+        "and pixels are off by about 10 of 255. Resize as `autoft.json` says, then use `onnx/model.onnx` |",
+        "",
+    ]
+    return lines
 
 
 def _times(count: int) -> str:
