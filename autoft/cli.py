@@ -415,7 +415,7 @@ def verify(
     as_json: AsJson = False,
     no_plugins: NoPlugins = False,
 ) -> None:
-    """Verify a bundle: contract, hashes, graphs, golden vectors, signature; exits with 2 where a check fails.
+    """Verify a bundle: contract, hashes, graphs, signature, golden vectors; exits with 2 where a check fails.
 
     A check that cannot be made, or that nobody asked for, is shown as `--` and is no failure.
     """

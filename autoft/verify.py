@@ -1,4 +1,4 @@
-"""Verifies a bundle one check at a time: contract, files, graphs, golden vectors, signature; running it is `deploy`'s.
+"""Verifies a bundle one check at a time: contract, files, graphs, signature, golden vectors; running it is `deploy`'s.
 
 Nothing of the bundle is executed: golden vectors are replayed by autoft's own copy of its script, after all else has passed.
 """
@@ -78,11 +78,11 @@ def verify(folder: Path, catalog: Catalog, *, public_key: Path | None = None) ->
         checks.append(_checked("gate", lambda: _check_gate(contract["parity"])))
     else:
         checks += [Check(name, "not checked", "the contract does not say what to expect") for name in ("graphs", "gate")]
-    if all(check.outcome == "ok" for check in checks):
+    checks.append(_check_signature(folder, public_key))
+    if passed(checks):
         checks.append(_checked("golden vectors", lambda: _check_golden(folder, catalog)))
     else:
         checks.append(Check("golden vectors", "not checked", "they are replayed once all of the above is ok"))
-    checks.append(_check_signature(folder, public_key))
     return tuple(checks)
 
 
@@ -315,7 +315,7 @@ def _check_graphs(folder: Path, graphs: Sequence[str], contract: Mapping[str, An
     return _listing(problems, f"{len(graphs)}: opset {OPSET}, IR {NEWEST_IR} or older")
 
 
-# --- golden vectors and signature -------------------------------------------------------------------
+# --- signature and golden vectors -------------------------------------------------------------------
 
 
 def _check_golden(folder: Path, catalog: Catalog) -> str:
