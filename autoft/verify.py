@@ -58,7 +58,7 @@ def verify(folder: Path, catalog: Catalog, *, public_key: Path | None = None) ->
         The checks in their order. A check that cannot be made safely because an earlier one failed is `not checked`.
 
     Raises:
-        BundleError: The folder is not a bundle at all.
+        BundleError: The folder is not a bundle at all, or a part of it cannot be read.
     """
     contract = read_contract(folder)
     links, present = _walk(folder)
@@ -93,11 +93,16 @@ def passed(checks: Sequence[Check]) -> bool:
 
 def _checked(name: str, check: Callable[[], str]) -> Check:
     try:
-        return Check(name, "ok", check())
+        return Check(name, "ok", _plain(check()))
     except AutoftError as error:
-        return Check(name, "failed", error.message)
+        return Check(name, "failed", _plain(error.message))
     except (shared.BundleError, OSError) as error:
-        return Check(name, "failed", str(error))
+        return Check(name, "failed", _plain(str(error)))
+
+
+def _plain(text: str) -> str:
+    """Return a text with all that is not printable escaped: a file's name could move the cursor, and write `ok` there."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _listing(problems: Sequence[str], fine: str) -> str:
@@ -184,8 +189,13 @@ def _check_gate(parity: Mapping[str, Any]) -> str:
 
 def _walk(folder: Path) -> tuple[list[str], dict[str, Path]]:
     """Return the links of a folder in words, and its files by their names in `autoft.json`; no link is followed."""
-    links, files = [], {}
-    for here, folders, names in os.walk(folder, followlinks=False):
+    links: list[str] = []
+    files: dict[str, Path] = {}
+
+    def stop(error: OSError) -> None:
+        raise BundleError(_plain(f"{folder} cannot be read as a whole: {error}"), "make all of it readable") from error
+
+    for here, folders, names in os.walk(folder, onerror=stop, followlinks=False):
         for name in sorted([*folders, *names]):
             path = Path(here) / name
             shown = path.relative_to(folder).as_posix()

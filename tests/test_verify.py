@@ -266,6 +266,26 @@ def test_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
         run(tmp_path)
 
 
+def test_names_cannot_write_to_the_terminal(bundle: Path, monkeypatch: Any, capsys: Any) -> None:
+    (bundle / "a\x1b[1A\rok").write_text("")
+    (bundle / os.fsdecode(b"b\xff")).write_text("")
+    assert run(bundle)["extra files"].message.startswith("a\\x1b[1A\\rok is not listed in autoft.json; b\\udcff is not")
+    assert command(monkeypatch, capsys, "verify", bundle, "--no-plugins").code == 2
+
+
+def test_folder_that_cannot_be_read_is_not_passed_over(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path).name == "golden":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(BundleError, match=r"cannot be read as a whole: .*golden"):
+        run(bundle)
+
+
 def test_bundle_without_golden_vectors_still_loads(bundle: Path) -> None:
     shutil.rmtree(bundle / "golden")
     rehash(bundle)
