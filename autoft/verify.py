@@ -5,6 +5,8 @@ Nothing of the bundle is executed: golden vectors are replayed by autoft's own c
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,6 +73,7 @@ def verify(folder: Path, catalog: Catalog, *, public_key: Path | None = None) ->
         _checked("files", lambda: _check_files(folder, named)),
         _checked("extra files", lambda: _check_extra(named, present)),
         _checked("pickles", lambda: _check_pickles(present)),
+        _checked("formats", lambda: _check_formats(present)),
         _checked("external data", lambda: _check_external_data(folder, graphs, named)),
     ]
     if checks[0].outcome == "ok":
@@ -236,6 +239,33 @@ def _is_pickle(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(HEAD)
     return start.startswith(PICKLES) or (start.startswith(ZIP) and b".pkl" in start)
+
+
+def _check_formats(present: Mapping[str, Path]) -> str:
+    """Check that each file can be read as what its name says, where no other check reads it."""
+    import numpy as np
+    from safetensors import safe_open
+
+    def weights(path: Path) -> None:
+        with safe_open(path, framework="numpy") as file:
+            file.keys()
+
+    readers: dict[str, Callable[[Path], object]] = {
+        ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
+        ".npy": lambda path: np.load(path, allow_pickle=False),
+        ".py": lambda path: ast.parse(path.read_bytes()),
+        ".safetensors": weights,
+    }
+    problems, read = [], 0
+    for name, path in present.items():
+        if path.suffix not in readers:
+            continue
+        read += 1
+        try:
+            readers[path.suffix](path)
+        except Exception as error:  # noqa: BLE001 - each reader has errors of its own for a damaged file
+            problems.append(f"{name} is no {path.suffix} file: {first_line(error)}")
+    return _listing(problems, f"{read} files are what their names say")
 
 
 # --- graphs -----------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from autoft.files import sha256
 from autoft.verify import Check, passed, tensors_of, verify
 
 MODEL = "onnx/model.onnx"
-FILE_CHECKS = ["contract", "links", "files", "extra files", "pickles", "external data", "graphs", "gate"]
+FILE_CHECKS = ["contract", "links", "files", "extra files", "pickles", "formats", "external data", "graphs", "gate"]
 CHECKS = [*FILE_CHECKS, "signature", "golden vectors"]
 
 
@@ -138,6 +138,32 @@ def pickled_by_torch(folder: Path) -> None:
     rehash(folder)
 
 
+def no_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    rehash(folder)
+
+
+def no_python(folder: Path) -> None:
+    (folder / "predict.py").write_text("def")
+    rehash(folder)
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(bytes(100))
+    rehash(folder)
+
+
+def no_array(folder: Path) -> None:
+    header = b"{'descr': (" + b" " * 106 + b"\n"  # numpy raises an error of the tokenizer for it
+    (folder / "golden" / "logits.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + header)
+    rehash(folder)
+
+
+def entries_of_another_kind(folder: Path) -> None:
+    (folder / "golden" / "golden.json").write_text(json.dumps({"inputs": [None], "answers": [None], "tolerance": 1e-3}))
+    rehash(folder)
+
+
 def without_labels(folder: Path) -> None:
     rewrite(folder, lambda contract: contract.pop("labels"))
 
@@ -234,6 +260,10 @@ def other_answer(folder: Path) -> None:
         (add, "extra files", "onnx/extra.py is not listed in autoft.json"),
         (pickled, "pickles", "weights.bin is a pickle"),
         (pickled_by_torch, "pickles", "weights.bin is a pickle"),
+        (no_json, "formats", "config.json is no .json file"),
+        (no_python, "formats", "predict.py is no .py file"),
+        (no_weights, "formats", "model.safetensors is no .safetensors file"),
+        (no_array, "formats", "golden/logits.npy is no .npy file"),
         (data_above, "external data", "files must lie inside the bundle, but one is named '../../secret'"),
         (data_at_root, "external data", "files must lie inside the bundle, but one is named '/etc/hostname'"),
         (data_not_listed, "external data", "must be in a file listed in autoft.json, but is in 'onnx/weights.data'"),
@@ -246,6 +276,7 @@ def other_answer(folder: Path) -> None:
         (fixed_batch, "graphs", "the batch axis of input_ids must be dynamic, but is fixed to 4"),
         (other_input, "graphs", "the graph must map ['pixel_values'] to"),
         (without_gate, "gate", "must be of at least 1 sample"),
+        (entries_of_another_kind, "golden vectors", "cannot be replayed (texts must be strings, but got None)"),
         (other_logits, "golden vectors", "must be met within 0.001, but differ here by"),
         (other_answer, "golden vectors", "wrong answers: 1"),
     ],
