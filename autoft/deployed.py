@@ -16,6 +16,7 @@ import numpy as np
 
 from autoft.config import SearchConfig
 from autoft.errors import RunError
+from autoft.export.graphs import graph_bytes, make_session
 from autoft.files import read_json, write_json
 from autoft.runfolder import COSTS
 from autoft.specs import Direction
@@ -78,10 +79,9 @@ def measure(proto: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> Cost:
     """
     import onnxruntime
 
-    content = proto.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = make_session(proto, options)
     one = {name: array[:1] for name, array in inputs.items()}
     for _ in range(WARM_UP):
         session.run(None, one)
@@ -90,7 +90,7 @@ def measure(proto: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> Cost:
         began = time.perf_counter()
         session.run(None, one)
         seconds.append(time.perf_counter() - began)
-    return Cost(round(1e3 * statistics.median(seconds), 3), round(len(content) / 1e6, 3))
+    return Cost(round(1e3 * statistics.median(seconds), 3), round(graph_bytes(proto) / 1e6, 3))
 
 
 def worse(one: Cost, other: Cost) -> Cost:

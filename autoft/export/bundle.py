@@ -20,6 +20,7 @@ from torch import Tensor
 from autoft.errors import ExportError
 from autoft.export.card import model_card
 from autoft.export.contract import FORMAT, FORMAT_VERSION
+from autoft.export.graphs import save_graph
 from autoft.export.onnx import output_names, to_onnx
 from autoft.export.parity import Parity, PreprocessParity, check_parity, check_preprocess, describe
 from autoft.export.preprocess import build_preprocess_model, can_preprocess
@@ -218,10 +219,10 @@ def bootstrap_error(outputs: Rows, encoded: Rows, objective: Objective) -> float
 def _write_files(folder: Path, trained: Trained, proto: onnx.ModelProto) -> None:
     backbone, head, targets = trained.backbone, trained.objective.head, trained.objective.targets
     (folder / "onnx").mkdir()
-    onnx.save_model(proto, folder / "onnx" / "model.onnx")
+    save_graph(proto, folder / "onnx" / "model.onnx")
     declared = backbone.preprocessing.to_dict()
     if can_preprocess(declared):
-        onnx.save_model(build_preprocess_model(declared), folder / "onnx" / "preprocess.onnx")
+        save_graph(build_preprocess_model(declared), folder / "onnx" / "preprocess.onnx")
     save_tensors(folder / "model.safetensors", trained.model.state_dict(), {"backbone": backbone.public_name})
     write_text(folder / "predict.py", script_source(head.runtime or backbone.preprocessing.runtime))
     for file in sorted(trained.adapter.iterdir()) if trained.adapter is not None else ():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from autoft.errors import ExportError, first_line
+from autoft.export.graphs import make_session
 
 OPSET = 18
 NEWEST_IR = 10  # what onnxruntime 1.22 and OpenVINO 2025 read; onnx itself would write a newer one
@@ -212,7 +213,7 @@ def _check_shapes(proto: onnx.ModelProto, wrapped: nn.Module, example: Sequence[
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails is raised below
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = make_session(proto, options)
     length = example[0].shape[1]
     for rows, tokens in ((1, length // 2), (3, length + 3)):
         inputs = _resized(example, rows, tokens if names.lengths else None)

@@ -320,6 +320,7 @@ def check_export_parity(backbone: Backbone, head: Head) -> None:
     import onnxruntime
     import torch
 
+    from autoft.export.graphs import make_session
     from autoft.export.onnx import output_names, to_onnx
     from autoft.model import assemble
 
@@ -350,7 +351,7 @@ def check_export_parity(backbone: Backbone, head: Head) -> None:
         raise CheckFailed(f"{backbone.name} must export to ONNX: {error.message}", error.hint) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # a graph that fails is reported below, once
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = make_session(proto, options)
     names = output_names(head.scores)
     for where, inputs in batches:
         with torch.inference_mode():

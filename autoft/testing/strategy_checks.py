@@ -96,6 +96,7 @@ def check_merged_exports(backbone: Backbone, head: Head, strategy: Strategy) -> 
     import onnxruntime
     import torch
 
+    from autoft.export.graphs import make_session
     from autoft.export.onnx import output_names, to_onnx
 
     finished = _model(backbone, head, strategy, 0, finished=True)
@@ -107,7 +108,7 @@ def check_merged_exports(backbone: Backbone, head: Head, strategy: Strategy) -> 
     proto = to_onnx(
         finished, head.activation, inputs, input_names=backbone.inputs, labels=labels, scores=head.scores, lengths=lengths
     )
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = make_session(proto, onnxruntime.SessionOptions())
     for count in (1, 7):
         given = make_inputs(backbone, count)
         named = {name: item.numpy() for name, item in zip(backbone.inputs, given, strict=True)}
