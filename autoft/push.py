@@ -9,6 +9,7 @@ from autoft.errors import BundleError, RunError, first_line
 from autoft.export.contract import read_contract
 from autoft.files import read_json, sha256
 from autoft.hub import unreachable
+from autoft.signing import SIGNATURE
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def _checked(bundle: Path, files: dict[str, str]) -> list[str]:
                 f"{name} must be as it was written, but it is {'not' if file.is_file() else 'missing'}",
                 "export again; a card that you want to change is best changed on the hub",
             )
-    return ["autoft.json", *files]
+    signed = [SIGNATURE] if (bundle / SIGNATURE).is_file() else []  # of all the others, so that they cannot name it
+    return ["autoft.json", *files, *signed]
 
 
 def _samples(bundle: Path) -> int:

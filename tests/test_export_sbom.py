@@ -132,3 +132,10 @@ def test_document_is_of_the_schema() -> None:
     assert validator.validate_str(json.dumps(document)) is None
     document["components"][0]["type"] = "snake"
     assert validator.validate_str(json.dumps(document)) is not None
+
+
+def test_bundle_names_what_made_it(text_bundle: Any) -> None:
+    made = text_bundle("label")
+    document = json.loads((made.folder / "sbom.json").read_text())
+    assert document == bill_of_materials(made.trained.facts["name"])
+    assert "sbom.json" in json.loads((made.folder / "autoft.json").read_text())["files"]

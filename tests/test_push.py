@@ -17,6 +17,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from autoft.errors import BundleError, RunError
 from autoft.push import push
 from autoft.reexport import export_again
+from autoft.signing import SIGNATURE
 
 # the real client's, so that the substitute takes nothing that it would not
 CREATE = inspect.signature(huggingface_hub.HfApi.create_repo)
@@ -85,8 +86,10 @@ def test_every_file_of_the_bundle_goes_up_and_nothing_else(run: Path, hub: Hub, 
     samples = len(list((bundle / "golden" / "inputs").iterdir()))
     assert 0 < samples == done.samples
     assert (done.url, done.commit, done.files) == ("https://hub.test/me/model", "abc123", len(files))
+    (bundle / SIGNATURE).write_text("{}")
     push(bundle, "me/model", public=True)
     assert hub.made["private"] is False
+    assert set(hub.uploaded["allow_patterns"]) == {*files, SIGNATURE}
 
 
 def test_bundle_that_was_changed_is_not_uploaded(run: Path, hub: Hub, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from autoft.export.graphs import save_graph
 from autoft.export.onnx import output_names, to_onnx
 from autoft.export.parity import Parity, PreprocessParity, check_parity, check_preprocess, describe
 from autoft.export.preprocess import build_preprocess_model, can_preprocess
+from autoft.export.sbom import bill_of_materials
 from autoft.export.script import load_script, script_source
 from autoft.files import folder_in_place, save_tensors, sha256, write_bytes, write_json, write_text
 from autoft.loading import RaggedData, SplitData
@@ -227,6 +228,7 @@ def _write_files(folder: Path, trained: Trained, proto: onnx.ModelProto) -> None
     write_text(folder / "predict.py", script_source(head.runtime or backbone.preprocessing.runtime))
     for file in sorted(trained.adapter.iterdir()) if trained.adapter is not None else ():
         write_bytes(folder / "adapter" / file.name, file.read_bytes())
+    write_json(folder / "sbom.json", bill_of_materials(trained.facts["name"]))
     for name, content in backbone.preprocessing.files().items():
         write_text(folder / name, content)
     write_json(
