@@ -374,6 +374,37 @@ def export(
 
 
 @app.command()
+def bench(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to measure.")],
+    threads: Annotated[
+        int, typer.Option("--threads", min=0, help="Threads of one run; 0 leaves the choice to ONNX Runtime.")
+    ] = 1,
+    batch_sizes: Annotated[
+        list[int] | None,
+        typer.Option("--batch-size", min=1, metavar="N", help="Samples a run; may be repeated.  [default: 1 and 8]"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a bundle's variants on this machine: latency, size, peak memory.
+
+    The bundle's own golden samples are run, without preprocessing, and the variants take turns.
+    """
+    from autoft.bench import fastest, report
+
+    measured = report(bundle, threads=threads, batch_sizes=tuple(dict.fromkeys(batch_sizes or (1, 8))))
+    if as_json:
+        content = {"threads": threads, "variants": {name: one.to_dict() for name, one in measured.items()}}
+        print(json.dumps({**content, "fastest": fastest(measured)}, indent=2))
+        return
+    sizes = list(next(iter(measured.values())).latency)
+    rows = [("VARIANT", *(f"P50/P95 MS, {size} AT ONCE" for size in sizes), "MB", "PEAK MB")]
+    for name, one in measured.items():
+        cells = (f"{each.p50:.3g} / {each.p95:.3g}" for each in one.latency.values())
+        rows.append((name, *cells, f"{one.size_mb:.3g}", "unknown" if one.peak_mb is None else f"{one.peak_mb:.0f}"))
+    _print_table(rows)
+
+
+@app.command()
 def push(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to upload.")],
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Model repository on the Hugging Face hub.")],

@@ -490,6 +490,7 @@ class _Driver:
         if stored is None:
             self.listener(telling.export_begins(winner.number))
             stored = export_winner(chosen, self.prepared, self.folder, self.worker, self.recipe, self.trials)
+            telling.tell_variants(stored, self.listener)
         if self._several():
             stored = note_front(self.folder, stored, self.trials.front())
         self._save_seconds()

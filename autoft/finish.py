@@ -14,6 +14,7 @@ from autoft.contest import Chosen
 from autoft.deployed import Point, describe
 from autoft.errors import RepeatedBugError, RunError
 from autoft.export.bundle import Trained, export_bundle, exported_facts
+from autoft.export.variants import Wanted
 from autoft.files import read_json, write_json
 from autoft.prepare import Prepared
 from autoft.recipe import Recipe
@@ -157,6 +158,13 @@ def export_chosen(
             test=worker.data("test", backbone),
             facts=facts,
             adapter=chosen.adapter,
+            variants=Wanted(
+                prepared.config.export.quantize,
+                prepared.config.export.max_quantized_drop,
+                worker.data("train", backbone),
+            )
+            if prepared.config.export.quantize
+            else None,
         ),
         folder,
         max_metric_drop=prepared.config.export.max_metric_drop,

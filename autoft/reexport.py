@@ -27,6 +27,7 @@ from autoft.prepare import Prepared, load_config, prepare
 from autoft.reproduce import STUDY_FILE, threads, train_up_to
 from autoft.runfolder import LOCK, STUDY, RunFolder, open_run
 from autoft.session import Session, make_worker, open_session
+from autoft.telling import tell_variants
 from autoft.worker import WEIGHTS, Job, Worker
 
 EXPORTS = "exports"  # in a run folder: bundles of trials that did not win
@@ -143,6 +144,7 @@ def export_again(
             opened.trials,
             scored=scored,
         )
+        tell_variants(stored, listener)
         if result is not None and folder == run.bundle:
             write_json(run.path / RESULT, {**result, **stored})
     metric = prepared.objective.metric

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoft.events import Event
+from autoft.events import Event, Listener
 from autoft.finish import SearchResult
 from autoft.space import Candidate, Space
 from autoft.specs import Range
@@ -123,6 +123,24 @@ def trial_ended(
 def export_begins(number: int) -> Event:
     """Say that the winner goes through the gate."""
     return Event("export", f"exporting trial {number} and checking it", {"trial": number})
+
+
+def variant_told(name: str, entry: Mapping[str, Any], metric: str, *, recommended: bool) -> Event:
+    """Say what became of a variant of the exported graph."""
+    if entry["shipped"]:
+        size, latency = next(iter(entry["latency_ms"].items()))
+        text = f"{name}: {metric} {entry['metric']:.4f}, {latency['p50']:.3g} ms for {many(int(size), 'sample')}"
+        text += f", {entry['size_mb']:.3g} MB" + (", recommended" if recommended else "")
+    else:
+        text = f"{name} is left out: {entry['why']}"
+    return Event("export", text, {"variant": name, **entry})
+
+
+def tell_variants(stored: Mapping[str, Any], listener: Listener) -> None:
+    """Tell what became of each variant of an export."""
+    for name, entry in stored.get("variants", {}).items():
+        best = stored["recommended"]["variant"] == name
+        listener(variant_told(name, entry, stored["metric"], recommended=best))
 
 
 def refit_begins(number: int, epochs: int) -> Event:

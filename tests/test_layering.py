@@ -75,6 +75,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "reproduce",
         "reexport",
         "push",
+        "bench",
         "doctor",
         "testing",
     ),

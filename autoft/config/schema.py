@@ -139,6 +139,15 @@ def _devices(value: object) -> object:
     )
 
 
+def _variants(value: object) -> object:
+    named = [value] if isinstance(value, str) else value
+    if isinstance(named, list | tuple) and all(name in ("fp16", "int8") for name in named):
+        return tuple(dict.fromkeys(named))
+    raise _invalid(
+        f"must be a list of `fp16` and `int8`, but got {shown(value)}", "`[int8]` adds an int8 graph to the bundle"
+    )
+
+
 def _objectives(value: object) -> object:
     named = [value] if isinstance(value, str) else value
     if (
@@ -351,12 +360,17 @@ class ExportConfig(Section):
         max_metric_drop: Largest loss of the metric over the validation split.
         max_output_difference: Largest difference of any output.
         refit: Whether the winner is trained once more, on the training and the validation split together.
+        quantize: Smaller or faster graphs that the bundle is to have too, of `fp16` and `int8`; one that loses too much is
+            left out, and the bundle says so.
+        max_quantized_drop: How much of the metric such a graph may lose on the validation split.
         golden: Validation samples that go into the bundle, to check any runtime with; 0 where they are not to be passed on.
     """
 
     max_metric_drop: Annotated[Number, Field(ge=0)] = 0.001
     max_output_difference: Annotated[Number, Field(gt=0)] = 0.001
     refit: Flag = False
+    quantize: Annotated[tuple[Literal["fp16", "int8"], ...], BeforeValidator(_variants)] = ()
+    max_quantized_drop: Annotated[Number, Field(ge=0)] = 0.005
     golden: Annotated[Whole, Field(ge=0, le=1000)] = 8
 
 

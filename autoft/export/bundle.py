@@ -7,7 +7,7 @@ import math
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from autoft.export.parity import Parity, PreprocessParity, check_parity, check_p
 from autoft.export.preprocess import build_preprocess_model, can_preprocess
 from autoft.export.sbom import bill_of_materials
 from autoft.export.script import load_script, script_source
+from autoft.export.variants import Wanted, add_variants
 from autoft.files import folder_in_place, save_tensors, sha256, write_bytes, write_json, write_text
 from autoft.loading import RaggedData, SplitData
 from autoft.model import FineTuneModel
@@ -75,6 +76,7 @@ class Trained:
         test: Test split, not augmented; scored once, here.
         facts: What the model card and `autoft.json` tell beside: name, data, trial, settings.
         adapter: Folder of the adapter alone, which goes into the bundle beside the merged weights; None where there is none.
+        variants: Which smaller or faster graphs the bundle is to have too; None for none.
     """
 
     model: FineTuneModel
@@ -84,6 +86,7 @@ class Trained:
     test: SplitData
     facts: Mapping[str, Any]
     adapter: Path | None = None
+    variants: Wanted | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Exported:
         test_error: Standard error of the task's metric on the test split, by bootstrap.
         reports: The head's finer account of the `validation` and the `test` split, such as one entry a class.
         preprocess: How far `onnx/preprocess.onnx` is from the script; None where the bundle has none.
+        variants: What `autoft.json` says of other graphs than the float32 one, and which is recommended; empty for none.
     """
 
     parity: Parity
@@ -105,6 +109,7 @@ class Exported:
     test_error: float
     reports: dict[str, dict[str, Any]]
     preprocess: PreprocessParity | None = None
+    variants: Mapping[str, Any] = field(default_factory=dict)
 
 
 def export_bundle(
@@ -154,6 +159,19 @@ def export_bundle(
             max_metric_drop=max_metric_drop,
             max_output_difference=max_output_difference,
         )
+        variants: dict[str, Any] = {}
+        if trained.variants is not None and trained.variants.variants:
+            variants = add_variants(
+                draft,
+                trained.variants,
+                backbone.inputs,
+                trained.validation,
+                validation,
+                objective,
+                parity,
+                lambda known: _write_contract(draft, trained, known),
+            )
+        _write_contract(draft, trained, variants)
         exported = Exported(
             parity=parity,
             validation=head.metrics(validation, trained.validation.targets, targets),
@@ -164,6 +182,7 @@ def export_bundle(
                 "test": head.report(test, trained.test.targets, targets),
             },
             preprocess=check_preprocess(draft, trained.validation.samples),
+            variants=variants,
         )
         _write_golden(draft, trained.validation.samples, golden)
         measured = exported_facts(exported)
@@ -183,6 +202,7 @@ def exported_facts(exported: Exported) -> dict[str, Any]:
         "validation": exported.validation,
         "test": exported.test,
         "test_error": exported.test_error,
+        **exported.variants,
     }
 
 

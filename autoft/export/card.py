@@ -114,6 +114,7 @@ def model_card(
         + f", at batch sizes {batch_sizes}.",
         "",
         *_runtimes(backbone, measured.get("preprocess_parity")),
+        *_variants(metric, measured),
         "## How to run",
         "",
         "```sh",
@@ -300,6 +301,30 @@ def _runtimes(backbone: Backbone, preprocess: Mapping[str, Any] | None) -> list[
         "",
     ]
     return lines
+
+
+def _variants(metric: str, measured: Mapping[str, Any]) -> list[str]:
+    """Say what other graphs there are, with what was measured of each, and which were left out."""
+    if "variants" not in measured:
+        return []
+    lines = [
+        "## Variants",
+        "",
+        f"| graph | {metric} on validation | p50 / p95 ms, 1 sample | 8 samples | MB | peak MB | made |",
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
+    left_out = []
+    for name, entry in measured["variants"].items():
+        if not entry["shipped"]:
+            left_out.append(f"{name} was left out: {entry['why']}.")
+            continue
+        cells = [f"{each['p50']:.3g} / {each['p95']:.3g}" for each in entry["latency_ms"].values()]
+        peak = "unknown" if entry["peak_mb"] is None else f"{entry['peak_mb']:.0f}"
+        made = f"{entry['size_mb']:.3g} | {peak} | {entry['method']} |"
+        lines.append(f"| `{entry['file']}` | {entry['metric']:.6g} | {' | '.join(cells)} | {made}")
+    best = measured["recommended"]
+    lines += ["", f"Recommended: **{best['variant']}**, {best['why']}. `autoft bench` measures on your machine."]
+    return [*lines, *([""] if left_out else []), *left_out, ""]
 
 
 def _times(count: int) -> str:

@@ -126,6 +126,7 @@ def check_parity(
     *,
     max_metric_drop: float,
     max_output_difference: float,
+    variant: str = "fp32",
 ) -> Parity:
     """Re-score the validation set with a bundle's own script, and compare.
 
@@ -140,6 +141,7 @@ def check_parity(
         objective: Whose metric must not move.
         max_metric_drop: How far the metric may move, either way.
         max_output_difference: How far any output may move.
+        variant: Which of the bundle's graphs.
 
     Raises:
         ExportError: The gate fails; names the worst samples.
@@ -147,7 +149,7 @@ def check_parity(
     """
     _check_promises(read_contract(folder), objective)
     script = load_script(folder / "predict.py")
-    bundle = script.Bundle.load(folder)
+    bundle = script.Bundle.load(folder, variant=variant)
     scale = output_scale(objective)
     few: dict[int, Any] = {}
     try:

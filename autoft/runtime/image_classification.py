@@ -255,18 +255,19 @@ class Bundle:
         self._model = model
 
     @classmethod
-    def load(cls, folder: str | Path, *, threads: int = 0) -> Bundle:
+    def load(cls, folder: str | Path, *, threads: int = 0, variant: str = "fp32") -> Bundle:
         """Check a bundle's files against their hashes, then load its model.
 
         Args:
             folder: The bundle.
             threads: Threads of one inference; 0 leaves the choice to ONNX Runtime.
+            variant: Which of its graphs, as autoft.json names them.
 
         Raises:
             BundleError: A file is missing or altered, or this is no bundle for images.
         """
         contract = read_bundle(Path(folder), ("label", "labels", "values"), check_preprocessing)
-        return cls(contract, Model(contract, ("pixel_values",), threads))
+        return cls(contract, Model(contract, ("pixel_values",), threads, variant))
 
     def pixels(self, image: ImageSource) -> NDArray[np.uint8]:
         """Return one image as the model's pixels (H, W, 3), before normalization. Raises `ImageError`."""
@@ -359,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(options: argparse.Namespace) -> int:
-    bundle = Bundle.load(options.bundle)
+    bundle = Bundle.load(options.bundle, variant=options.variant)
     if options.check:
         return print_check(bundle.check())
     unreadable = 0

@@ -165,6 +165,22 @@ def check_file(folder: Path, name: str, digest: object) -> None:
 # --- the model --------------------------------------------------------------------------------------
 
 
+def graph_of(contract: Contract, variant: str) -> Path:
+    """Return the file of a variant's graph: `fp32`, or one that autoft.json names under `variants`.
+
+    Raises:
+        BundleError: The bundle has no such variant.
+    """
+    named = contract.fields.get("variants", {})
+    known = {"fp32": MODEL}
+    for name, entry in named.items() if isinstance(named, dict) else ():
+        if isinstance(entry, dict) and entry.get("shipped") is True and entry.get("file") in contract.fields["files"]:
+            known[name] = entry["file"]
+    if variant not in known:
+        raise BundleError(f"{contract.folder}: has the variants {', '.join(known)}, but {variant!r} was asked for")
+    return inside(contract.folder, known[variant])
+
+
 class Model:
     """A bundle's graph in ONNX Runtime.
 
@@ -172,15 +188,16 @@ class Model:
         contract: The bundle's.
         inputs: Names of the inputs that the graph must have, in their order.
         threads: Threads of one inference; 0 leaves the choice to ONNX Runtime.
+        variant: Which of the bundle's graphs.
 
     Raises:
-        BundleError: The graph is not the one that the contract describes.
+        BundleError: The bundle has no such variant, or the graph is not the one that the contract describes.
     """
 
-    def __init__(self, contract: Contract, inputs: Sequence[str], threads: int) -> None:
+    def __init__(self, contract: Contract, inputs: Sequence[str], threads: int, variant: str = "fp32") -> None:
         import onnxruntime  # here: training shares this module and must not need a runtime
 
-        path = contract.folder / MODEL
+        path = graph_of(contract, variant)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         try:
@@ -425,6 +442,7 @@ def make_parser(description: str, script: str) -> argparse.ArgumentParser:
         "--bundle", type=Path, default=Path(script).resolve().parent, help="bundle folder (default: the script's)"
     )
     parser.add_argument("--batch-size", type=int, default=32, help="inputs at once (default: 32)")
+    parser.add_argument("--variant", default="fp32", help="graph to run, as autoft.json names them (default: fp32)")
     parser.add_argument("--check", action="store_true", help="replay golden/ and print the largest differences")
     return parser
 
@@ -439,6 +457,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, inpu
         parser.error("give at least one input, or use --check")
     if given and options.check:
         parser.error("--check replays the bundle's own inputs and takes no others")
+    if options.check and options.variant != "fp32":
+        parser.error("--check compares with what the variant fp32 gave")
     return options
 
 

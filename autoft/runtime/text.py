@@ -357,12 +357,13 @@ class Bundle:
         self._prefixed = is_prefixed(contract.labels)
 
     @classmethod
-    def load(cls, folder: str | Path, *, threads: int = 0) -> Bundle:
+    def load(cls, folder: str | Path, *, threads: int = 0, variant: str = "fp32") -> Bundle:
         """Check a bundle's files against their hashes, then load its model and tokenizer.
 
         Args:
             folder: The bundle.
             threads: Threads of one inference; 0 leaves the choice to ONNX Runtime.
+            variant: Which of its graphs, as autoft.json names them.
 
         Raises:
             BundleError: A file is missing or altered, or this is no bundle for texts.
@@ -389,7 +390,7 @@ class Bundle:
             tokenizer = open_tokenizer(content, contract.preprocessing["max_length"])
         except (OSError, ValueError, OverflowError) as error:
             raise BundleError(f"{contract.folder / TOKENIZER}: {error}") from error
-        return cls(contract, Model(contract, contract.preprocessing["inputs"], threads), tokenizer)
+        return cls(contract, Model(contract, contract.preprocessing["inputs"], threads, variant), tokenizer)
 
     def vectors(self, sources: Sequence[TextSource]) -> dict[str, NDArray[Any]]:
         """Return what the model sees and says of a batch of inputs, by name: `input_ids` and so on, `logits`, the scores.
@@ -634,7 +635,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(options: argparse.Namespace) -> int:
-    bundle = Bundle.load(options.bundle)
+    bundle = Bundle.load(options.bundle, variant=options.variant)
     if options.check:
         return print_check(bundle.check())
     takes, columns = bundle.takes, bundle.columns
