@@ -138,6 +138,14 @@ def test_configuration_names_the_labels_for_other_tools(made: tuple[Exported, Pa
     assert read_json(made[1] / "preprocessor_config.json")["crop_size"] == {"height": 16, "width": 16}
 
 
+def test_triton_is_told_of_inputs_outputs_and_batching(made: tuple[Exported, Path]) -> None:
+    # that Triton's own schema reads it, tests/loaders shows
+    text = (made[1] / "config.pbtxt").read_text()
+    assert 'name: "pixel_values"\n    data_type: TYPE_FP32\n    dims: [ 3, 16, 16 ]' in text
+    assert text.count('    name: "') == 3
+    assert "dynamic_batching {" in text
+
+
 def test_card_tells_how_well_how_to_run_and_where_not_to_trust(made: tuple[Exported, Path]) -> None:
     exported, folder = made
     card = (folder / "README.md").read_text()

@@ -26,6 +26,7 @@ from autoft.export.parity import Parity, PreprocessParity, check_parity, check_p
 from autoft.export.preprocess import build_preprocess_model, can_preprocess
 from autoft.export.sbom import bill_of_materials
 from autoft.export.script import load_script, script_source
+from autoft.export.triton import triton_config
 from autoft.export.variants import Wanted, add_variants
 from autoft.files import folder_in_place, save_tensors, sha256, write_bytes, write_json, write_text
 from autoft.loading import RaggedData, SplitData
@@ -240,6 +241,7 @@ def bootstrap_error(outputs: Rows, encoded: Rows, objective: Objective) -> float
 def _write_files(folder: Path, trained: Trained, proto: onnx.ModelProto) -> None:
     backbone, head, targets = trained.backbone, trained.objective.head, trained.objective.targets
     (folder / "onnx").mkdir()
+    write_text(folder / "config.pbtxt", triton_config(proto))
     save_graph(proto, folder / "onnx" / "model.onnx")
     declared = backbone.preprocessing.to_dict()
     if can_preprocess(declared):
