@@ -42,6 +42,9 @@ app = typer.Typer(
 plugins_app = typer.Typer(help="List the installed plugins, or look at what they provide.", rich_markup_mode=None)
 app.add_typer(plugins_app, name="plugins")
 
+VariantName = Annotated[
+    str, typer.Option("--variant", metavar="NAME", help="Graph of the bundle to run, such as int8.", show_default=True)
+]
 NoPlugins = Annotated[bool, typer.Option("--no-plugins", help="Use autoft's own plugins alone.  [default: off]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.  [default: off]")]
 
@@ -251,6 +254,7 @@ def predict(
         typer.Option("--file", help="A file of texts: .txt (a text a line), .csv, .tsv or .jsonl.  [default: none]"),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Inputs at once.", show_default=True)] = 32,
+    variant: VariantName = "fp32",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a line: the input and its answer.  [default: off]")
     ] = False,
@@ -263,7 +267,7 @@ def predict(
     from autoft import deploy
     from autoft.discovery import discover
 
-    opened = deploy.open_bundle(bundle, discover(enabled=not no_plugins))
+    opened = deploy.open_bundle(bundle, discover(enabled=not no_plugins), variant=variant)
     unanswered = cut = 0
     for answer in deploy.predict(opened, deploy.inputs_of(opened, inputs or (), file), batch_size=batch_size):
         unanswered += "error" in answer
@@ -292,6 +296,7 @@ def evaluate(
         typer.Option("--label", metavar="COLUMN", help="Column of the labels; may be repeated.  [default: the bundle's]"),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples at once.", show_default=True)] = 32,
+    variant: VariantName = "fp32",
     as_json: AsJson = False,
     no_plugins: NoPlugins = False,
 ) -> None:
@@ -300,7 +305,7 @@ def evaluate(
     from autoft.discovery import discover
 
     catalog = discover(enabled=not no_plugins)
-    opened = deploy.open_bundle(bundle, catalog)
+    opened = deploy.open_bundle(bundle, catalog, variant=variant)
     named = {"text": text, "label": label}
     columns = {name: value[0] if len(value) == 1 else value for name, value in named.items() if value}
     scores = deploy.evaluate(opened, data, catalog, split=split, batch_size=batch_size, columns=columns, on_note=_print_note)

@@ -47,18 +47,24 @@ class OpenBundle:
         return "takes" in self.contract
 
 
-def open_bundle(folder: Path, catalog: Catalog) -> OpenBundle:
+def open_bundle(folder: Path, catalog: Catalog, *, variant: str = "fp32") -> OpenBundle:
     """Check a bundle and load its model.
 
+    Args:
+        folder: The bundle.
+        catalog: Provides its task.
+        variant: Which of its graphs.
+
     Raises:
-        BundleError: It is not a bundle, or was altered.
+        BundleError: It is not a bundle, was altered, or has no such graph.
         PluginError: No installed plugin provides its task.
     """
     contract = read_contract(folder)
     head = catalog.head(contract["task"])
     script = load_script(runtime_of(contract, head))
     try:
-        runner = script.Bundle.load(folder)
+        # scripts of plugins' tasks need not know of variants
+        runner = script.Bundle.load(folder, **({} if variant == "fp32" else {"variant": variant}))
     except script.BundleError as error:
         raise BundleError(str(error), "get the bundle again, or export it again") from error
     return OpenBundle(folder, contract, head, script, runner)

@@ -240,3 +240,16 @@ def test_command_prints_a_line_for_each_variant(bundle: Path, toy_env: dict[str,
     assert machine["fastest"] in machine["variants"]
     refused = autoft("bench", bundle.parent, env=toy_env)
     assert refused.code == 2
+
+
+def test_commands_answer_with_the_variant_that_is_asked_for(bundle: Path, toy_env: dict[str, str]) -> None:
+    image = min((bundle / "golden" / "inputs").iterdir())
+    scores = {}
+    for name in ("fp32", "int8"):
+        done = autoft("predict", bundle, image, "--variant", name, "--json", env=toy_env)
+        assert done.code == 0, done.err
+        scores[name] = json.loads(done.out)["score"]
+    assert 0 < abs(scores["fp32"] - scores["int8"]) < 0.5
+    refused = autoft("predict", bundle, image, "--variant", "int4", env=toy_env)
+    assert refused.code == 2
+    assert "has the variants fp32, int8, fp16" in refused.err
