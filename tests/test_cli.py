@@ -39,6 +39,8 @@ from autoft.tasks import classification
 Command = Callable[..., Result]
 
 BUNDLE_FILES = {
+    "config.pbtxt",
+    "sbom.json",
     "README.md",
     "autoft.json",
     "config.json",

