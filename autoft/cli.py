@@ -11,15 +11,15 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autoft import __version__
 from autoft.errors import AutoftError, ConfigError, RepeatedBugError
+from autoft.stopping import SIGNALLED, StopRequest
 
 if TYPE_CHECKING:
     from autoft.deployed import Point
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from autoft.finish import SearchResult
 
 BUG, BAD_INPUT = 1, 2
-SIGNALLED = 128
-STDOUT, STDERR = 1, 2
+STDOUT = 1
 
 app = typer.Typer(
     name="autoft",
@@ -201,7 +200,7 @@ def search(
         weights,
         settings or [],
     )
-    stop = _StopRequest()
+    stop = StopRequest()
     try:
         with stop.listening():  # the imports too: they take seconds
             from autoft.driver import search as run_search
@@ -732,55 +731,6 @@ def plugins_check(
         raise typer.Exit(BAD_INPUT)
 
 
-class _StopRequest:
-    """Turns Ctrl-C and SIGTERM into a clean stop while trials run, and into an immediate one otherwise.
-
-    Attributes:
-        asked: The signal that asked for a stop, or None.
-        at_once: Whether it had to interrupt what was going on.
-    """
-
-    def __init__(self) -> None:
-        self.asked: int | None = None
-        self.at_once = False
-        self._in_trials = False
-
-    def listening(self) -> _Handlers:
-        """Return a context in which the signals come here."""
-        return _Handlers(self.receive)
-
-    def follow(self, event: Event) -> None:
-        """Note whether trials run: between them there is a checkpoint to reach, elsewhere nothing to lose."""
-        if event.kind == "search":
-            self._in_trials = True
-        elif event.kind == "export":
-            self._in_trials = False
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """Ask for a stop; a second signal stops at once."""
-        again = self.asked is not None
-        self.asked = number
-        self.at_once = again or not self._in_trials
-        if self.at_once:
-            raise KeyboardInterrupt
-        # not print: the signal may have come in the middle of one, and Python refuses to enter it twice
-        os.write(STDERR, b"stopping after this step; once more stops at once\n")
-
-
-class _Handlers:
-    """Installs one handler for SIGINT and SIGTERM for the length of a block."""
-
-    def __init__(self, handler: Any) -> None:
-        self._handler = handler
-
-    def __enter__(self) -> None:
-        self._before = {number: signal.signal(number, self._handler) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 def _overrides(
     named: dict[str, Any], backbones: Sequence[str] | None, weights: str | None, settings: Sequence[str]
 ) -> list[str]:
@@ -827,11 +777,18 @@ def _print_result(result: SearchResult, brief: bool) -> None:
             ("best", f"trial {result.trial}: {result.metric} {result.value:.4f} on validation{preset}{test}"),
             *(("front", _front_line(point, result.metric)) for point in result.front),
             ("trials", ", ".join(f"{count} {state}" for state, count in result.trials.items())),
+            *_failure_lines(result.failures),
             ("run", result.run),
             ("bundle", result.bundle),
             ("next", f"autoft predict {result.bundle} INPUTS..."),
         ]
     )
+
+
+def _failure_lines(failures: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str]]:
+    """Return how often what failed or was survived, where anything did."""
+    counted = {name: ", ".join(f"{count} {kind}" for kind, count in kinds.items()) for name, kinds in failures.items()}
+    return [(name, words) for name, words in counted.items() if words]
 
 
 def _front_line(point: Point, metric: str) -> str:

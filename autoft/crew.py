@@ -24,6 +24,7 @@ from autoft.engine import (
     LocalEngine,
     Message,
     Ready,
+    Refused,
     Setup,
     Task,
 )
@@ -35,7 +36,7 @@ from autoft.specs import Backbone
 from autoft.train import EpochReport, TrainConfig
 from autoft.worker import Failure, Outcome, Worker
 
-RETRIES = 3  # of a task whose worker died: it goes on from its checkpoint, and costs no budget
+RETRIES = 3  # of a task whose worker died, since its last epoch: it goes on from its checkpoint, and costs no budget
 MOST = 8  # workers that `auto` starts: the more train at once, the less each new trial can learn from the others
 MEMORY_EACH = 2 << 30  # bytes that a worker takes with torch, a model and its optimizer, roughly
 WAIT = 0.2  # seconds between two looks at whether the user wants to stop
@@ -118,7 +119,8 @@ class Crew:
         self._backbones = backbones
         self._listener = listener
         self._busy: dict[int, tuple[Task, float]] = {}  # what each worker does, and since when
-        self._deaths: Counter[int] = Counter()
+        self._deaths: Counter[int] = Counter()  # of each task's workers since its last epoch
+        self._stillborn = 0  # workers that were killed before they were ready, since the last that was
 
     @property
     def free(self) -> int:
@@ -176,17 +178,36 @@ class Crew:
 
     def _take(self, message: Message) -> list[Epoch | Ended]:
         if isinstance(message, Ready):
+            self._stillborn = 0
             return []
         if isinstance(message, Died):
             return self._replace(message)
+        if isinstance(message, Refused):
+            self._note_refused(message)
+            return []
         if isinstance(message, Ended):
             del self._busy[message.worker]
+        else:  # it is not this epoch that kills workers
+            self._deaths.pop(message.number, None)
         return [message]
+
+    def _note_refused(self, refused: Refused) -> None:
+        what = "a message" if refused.number is None else f"what it told of trial {refused.number}"
+        self._listener(
+            Event(
+                "warning",
+                f"worker {refused.worker} was heard of after its lease had run out; {what} does not count",
+                {"about": "lease", "worker": refused.worker, "trial": refused.number},
+            )
+        )
 
     def _replace(self, died: Died) -> list[Epoch | Ended]:
         how = f"was killed by signal {-died.code}" if died.code < 0 else f"ended with exit code {died.code}"
+        if died.silent is not None:
+            how = f"had not been heard of for {died.silent:.0f} s and was ended"
         last = f": {died.errors.splitlines()[-1]}" if died.errors else ""
-        if not died.ready:
+        self._stillborn += not died.ready
+        if not died.ready and (died.code >= 0 or self._stillborn > RETRIES):  # a signal may come from outside
             raise RunError(
                 f"a worker process {how} before it was ready{last}",
                 "`--workers 0` trains in the process of the search itself"
@@ -197,18 +218,25 @@ class Crew:
                 "warning",
                 f"worker {died.worker} {how}{last}; "
                 + ("another takes its place" if died.number is None else f"trial {died.number} goes on from its checkpoint"),
-                {"about": "worker", "worker": died.worker, "trial": died.number, "code": died.code, "errors": died.errors},
+                {
+                    "about": "worker",
+                    "worker": died.worker,
+                    "trial": died.number,
+                    "code": died.code,
+                    "silent": None if died.silent is None else round(died.silent, 3),
+                    "errors": died.errors,
+                },
             )
         )
         if died.worker not in self._busy:
             return []
         task, since = self._busy.pop(died.worker)
-        self._deaths[task.number] += 1
+        self._deaths[task.number] += died.ready  # it had not begun otherwise
         if self._deaths[task.number] <= RETRIES:
             left = None if task.seconds is None else max(0.0, task.seconds - (time.monotonic() - since))
             self._give(died.worker, replace(task, seconds=left))
             return []
-        message = f"its worker {how}, {RETRIES + 1} times{last}"
+        message = f"its worker {how}, {RETRIES + 1} times without an epoch between{last}"
         failure = Failure("infra", message, died.errors or message, f"worker {how}")
         return [Ended(died.worker, task.number, Outcome("failed", None, 0, time.monotonic() - since, "infra", failure))]
 

@@ -16,11 +16,13 @@ from optuna.trial import FrozenTrial, TrialState
 from autoft import telling
 from autoft.contest import Chosen, Contest, drop_losers
 from autoft.crew import Crew, choose_manning, make_setup, start_local
+from autoft.deployed import describe
+from autoft.determinism import repeats
 from autoft.engine import Ended, Epoch
 from autoft.errors import AutoftError, ConfigError, RepeatedBugError, first_line
 from autoft.events import Event, Listener
 from autoft.failures import full_disk, stop_if_not_its_fault
-from autoft.finish import SearchResult, export_winner, note_front, nothing_trained, stored_result, summarize
+from autoft.finish import SearchResult, export_winner, note, nothing_trained, stored_result, summarize
 from autoft.identity import facts, identity
 from autoft.mix import Mixture
 from autoft.preflight import KEPT_TRIALS, MOST_RESTING, Checked, preflight
@@ -102,9 +104,9 @@ def search(
                 ask = should_stop or (lambda: False)
                 driver = _Driver(prepared, run, worker, checked, listener, ask, started)
                 driver.crew = (
-                    Crew(engine, manning.workers, prepared.backbones, listener)
+                    Crew(engine, manning.workers, prepared.backbones, driver.hear_crew)
                     if engine is not None
-                    else start_local(worker, prepared, setup, listener, driver.hear, ask)
+                    else start_local(worker, prepared, setup, driver.hear_crew, driver.hear, ask)
                 )
                 result = driver.run()
             finally:
@@ -188,6 +190,9 @@ class _Driver:
         # worth more than surer scores of each (studies/benchmarks/replay.py)
         self.first_rung = None if limit is not None else min(self.recipe.epochs, self.recipe.warm_up + 1)
         self.bugs: Counter[str] = Counter()
+        for trial in self.trials.all():  # what earlier sessions learned about memory
+            if "epochs" in trial.user_attrs:
+                self.recipe.learn(self.recipe.candidate(trial), trial.user_attrs.get("micro_batch"))
         self.flights: dict[int, _Flight] = {}
         self.arrived: dict[int, Outcome] = {}  # in the order in which they ended
 
@@ -317,6 +322,9 @@ class _Driver:
         if outcome.failure is not None:
             self._failed(flight, outcome, outcome.failure)
             return
+        if self.recipe.learn(self.recipe.candidate(trial), outcome.micro_batch):
+            self.trials.count("oom")
+            self.listener(telling.memory_ran_out(number, outcome.micro_batch or 0, flight.settings.batch_size))
         for report in outcome.history:  # a kill may have come before some of them were told
             self.trials.report(trial, report.value, report.epoch)
         if outcome.state == "paused":
@@ -331,6 +339,12 @@ class _Driver:
             return  # of the last round, which tells of whole trainings only
         if report.epoch > flight.trial.user_attrs.get("epochs", 0):  # else it was told when the trial was paused
             self._tell_epoch(flight.trial, report, flight.settings)
+
+    def hear_crew(self, event: Event) -> None:
+        """Take note of a worker that died, and pass it on."""
+        if event.kind == "warning" and event.data["about"] == "worker":
+            self.trials.count("infra")
+        self.listener(event)
 
     def _tell_epoch(self, trial: optuna.Trial, report: EpochReport, settings: TrainConfig) -> None:
         self.trials.report(trial, report.value, report.epoch)
@@ -491,8 +505,14 @@ class _Driver:
             self.listener(telling.export_begins(winner.number))
             stored = export_winner(chosen, self.prepared, self.folder, self.worker, self.recipe, self.trials)
             telling.tell_variants(stored, self.listener)
+        failures = self.trials.failures()
+        noted: dict[str, Any] = {
+            "failures": failures,
+            "repeats": repeats(self.prepared, failures["survived"], workers=self.crew.size),
+        }
         if self._several():
-            stored = note_front(self.folder, stored, self.trials.front())
+            noted["front"] = describe(self.trials.front())
+        stored = note(self.folder, stored, noted)
         self._save_seconds()
         result = summarize(self.trials, self.folder, self.objective.metric, stored)
         self.listener(telling.search_done(result, stored, run=self.folder.path, bundle=self.folder.bundle))

@@ -158,8 +158,9 @@ class Died:
         worker: Its number.
         number: Of the trial that it was running, which can go on from its checkpoint; None where it had none.
         code: The exit code; -N for signal N.
-        ready: Whether it had been ready: where not, another would most likely end in the same way.
+        ready: Whether it had been ready: where not, another may well end in the same way.
         errors: The last lines of its stderr.
+        silent: Where it was ended because its lease had run out: the seconds for which it had not been heard of.
     """
 
     worker: int
@@ -167,9 +168,23 @@ class Died:
     code: int
     ready: bool
     errors: str
+    silent: float | None = None
 
 
-Message = Ready | Epoch | Ended | Died
+@dataclass(frozen=True)
+class Refused:
+    """What a worker told after its lease had run out: its task is another's by now, so it does not count.
+
+    Attributes:
+        worker: Its number, which another process has by now.
+        number: The trial's number; None where it told of none.
+    """
+
+    worker: int
+    number: int | None
+
+
+Message = Ready | Epoch | Ended | Died | Refused
 
 
 class Engine(Protocol):

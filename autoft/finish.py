@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from autoft.contest import Chosen
-from autoft.deployed import Point, describe
+from autoft.deployed import Point
+from autoft.determinism import reasons_to_differ
 from autoft.errors import RepeatedBugError, RunError
 from autoft.export.bundle import Trained, export_bundle, exported_facts
 from autoft.export.variants import Wanted
@@ -43,6 +44,8 @@ class SearchResult:
         trials: How many trials ended in each state.
         interrupted: Whether the search was stopped before its budget; the same call resumes it.
         front: With `search.objectives`, the trials that are best for what they cost; else empty.
+        failures: How many trials failed for what (`failed`), and how often a failure was survived (`survived`), by type.
+        differs: Why another search of the same study and seed may give other trials; empty where it repeats bit for bit.
     """
 
     run: Path
@@ -56,6 +59,8 @@ class SearchResult:
     trials: dict[str, int]
     interrupted: bool
     front: tuple[Point, ...] = ()
+    failures: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    differs: tuple[str, ...] = ()
 
 
 def export_winner(
@@ -147,6 +152,7 @@ def export_chosen(
             "precision": settings.precision,
             "settings": {**recipe.space.notable(candidate), **fixed_of(settings), "backbone": backbone.public_name},
             "test_scored": scored,
+            "why_not_repeated": reasons_to_differ(prepared, trials.failures()["survived"]),
         },
     }
     exported = export_bundle(
@@ -212,9 +218,9 @@ def stored_result(run: RunFolder, chosen: Chosen) -> dict[str, Any] | None:
     return stored
 
 
-def note_front(run: RunFolder, stored: Mapping[str, Any], points: Sequence[Point]) -> dict[str, Any]:
-    """Store the front with the result; return that."""
-    noted = {**stored, "front": describe(points)}
+def note(run: RunFolder, stored: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Store what else there is to say of a search with its result; return that."""
+    noted = {**stored, **facts}
     write_json(run.path / RESULT, noted)
     return noted
 
@@ -236,6 +242,8 @@ def summarize(trials: Trials, run: RunFolder, metric: str, stored: Mapping[str, 
         trials=trials.counts(),
         interrupted=stored is None,
         front=tuple(Point(**each) for each in (stored or {}).get("front", ())),
+        failures=trials.failures(),
+        differs=tuple((stored or {}).get("repeats", {}).get("why_not", ())),
     )
 
 

@@ -11,6 +11,7 @@ import os
 import pickle
 import queue
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -22,12 +23,15 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
-from autoft.engine import Died, Ended, Message, Ready, Setup, Task
+from autoft.engine import Died, Ended, Epoch, Message, Ready, Refused, Setup, Task
 from autoft.errors import PluginError, first_line
 
-GRACE = 60.0  # seconds that a worker may take to its next step, validation included, before a graceful stop kills it
+GRACE = 15.0  # seconds that a worker may take to its next step, validation included, before a graceful stop kills it
+LEASE = 60.0  # seconds without a beat after which a worker no longer has its task: it is stopped, or stuck in the system
+BEATS = 12  # in a lease
+REAP = 5.0  # seconds for the system to end a process; one that it cannot end runs none of its code either
 LAST_LINES = 40  # of a worker's stderr that are kept
-STOP = b""  # a message that is no pickle
+STOP = BEAT = b""  # a message that is no pickle: to a worker, and from it
 # Not `-m`: autoft itself may be found only through the driver's `sys.path`. The key comes by stdin, as other users of the
 # machine can read command lines, and every program started from here would inherit the environment.
 _BOOT = (
@@ -40,12 +44,20 @@ class ProcessEngine:
     """Runs tasks in processes that live from task to task, with imports and decoded data warm.
 
     Not `multiprocessing`'s own processes: those import the caller's `__main__` again, which breaks scripts and notebooks.
+
+    A worker holds its task by a lease, which a thread of it renews by a beat. When none came for so long, the process is
+    killed, told as `Died`, and whatever else it had to say is refused.
+
+    Args:
+        lease: Its seconds; `LEASE` where None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lease: float | None = None) -> None:
+        self._lease = LEASE if lease is None else lease
+        self._looked = time.monotonic()
         self._setup: Setup | None = None
         self._processes: dict[int, _Process] = {}
-        self._messages: queue.Queue[Message] = queue.Queue()
+        self._messages: queue.Queue[tuple[_Process, Message]] = queue.Queue()
         self._key = secrets.token_bytes(32)
         self._listener: Listener | None = None
         self._acceptor: threading.Thread | None = None
@@ -94,23 +106,42 @@ class ProcessEngine:
 
     def poll(self, timeout: float) -> list[Message]:
         """Return what has happened; wait for the first message at most so many seconds."""
-        messages: list[Message] = []
+        told: list[tuple[_Process, Message]] = []
         try:
-            messages.append(self._messages.get(timeout=timeout) if timeout > 0 else self._messages.get_nowait())
+            told.append(self._messages.get(timeout=timeout) if timeout > 0 else self._messages.get_nowait())
             while True:
-                messages.append(self._messages.get_nowait())
+                told.append(self._messages.get_nowait())
         except queue.Empty:
             pass  # everything was taken
-        for place, message in enumerate(messages):
-            process = self._processes[message.worker]
-            if isinstance(message, Ready):
-                process.ready = True
-            elif isinstance(message, Ended):
-                process.task = None
-            elif isinstance(message, Died):
-                messages[place] = replace(message, number=process.task, ready=process.ready)
-                process.dead = True
-        return messages
+        messages = [self._take(process, message) for process, message in told]
+        return messages + self._expire(timeout)
+
+    def _take(self, process: _Process, message: Message) -> Message:
+        if process.dead:
+            return Refused(message.worker, message.number if isinstance(message, Epoch | Ended) else None)
+        if isinstance(message, Ready):
+            process.ready = True
+        elif isinstance(message, Ended):
+            process.task = None
+        elif isinstance(message, Died):
+            message = replace(message, number=process.task, ready=process.ready)
+            process.dead = True
+        return message
+
+    def _expire(self, waited: float) -> list[Message]:
+        """End the workers whose lease has run out; so many seconds at most were spent on waiting for messages."""
+        now, before = time.monotonic(), self._looked
+        self._looked = now
+        if now - before > waited + self._lease / 4:
+            # this process was stopped or busy itself, and may not have taken what was told meanwhile: count anew
+            for process in self._processes.values():
+                process.heard = now
+        expired: list[Message] = []
+        for process in self._processes.values():
+            silent = now - process.heard
+            if silent > self._lease and not process.dead and not process.asked_to_end:
+                expired.append(process.expire(silent))
+        return expired
 
     def stop(self, *, gracefully: bool) -> None:
         """End the processes, and wait for them; with `gracefully` those in training end at their next step.
@@ -145,6 +176,7 @@ class ProcessEngine:
                 "worker": number,
                 "address": self._listener.address,
                 "key": self._key.hex(),
+                "beat": self._lease / BEATS,
                 "path": [os.path.abspath(entry) for entry in sys.path],
             }
         )
@@ -175,17 +207,18 @@ class _Process:
         threads: For torch.
     """
 
-    def __init__(self, worker: int, content: bytes, messages: queue.Queue[Message], threads: int) -> None:
+    def __init__(self, worker: int, content: bytes, messages: queue.Queue[tuple[_Process, Message]], threads: int) -> None:
         self.task: int | None = None
         self.ready = False
         self.dead = False
+        self.heard = time.monotonic()
         self._worker = worker
         self._messages = messages
         self._outbox = [content]  # until it is connected
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._reader: threading.Thread | None = None
-        self._asked_to_end = False
+        self.asked_to_end = False
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _BOOT, "autoft-worker", str(worker)],
@@ -227,11 +260,20 @@ class _Process:
                 self._connection.send_bytes(content)
 
     def stop(self, *, gracefully: bool) -> None:
-        self._asked_to_end = True
+        self.asked_to_end = True
         if gracefully and self.task is not None:
             self.send(STOP)
         else:
             self._process.kill()  # nothing is lost: files are written whole or not at all
+
+    def expire(self, silent: float) -> Died:
+        """End it for its silence of so many seconds."""
+        self.asked_to_end = self.dead = True  # its end is told here
+        self._process.kill()  # also ends a stopped one
+        # where even that takes long, the system is stuck: the process ends before it runs another line
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(REAP)
+        return Died(self._worker, self.task, -signal.SIGKILL, self.ready, "\n".join(self._lines), silent)
 
     def join(self, seconds: float) -> None:
         """Wait for its end and all its messages; kill it where it does not come."""
@@ -256,7 +298,10 @@ class _Process:
                 self._outbox.clear()
                 self._connection = connection
             while True:
-                self._messages.put(pickle.loads(connection.recv_bytes()))
+                content = connection.recv_bytes()
+                self.heard = time.monotonic()
+                if content:  # else a beat
+                    self._messages.put((self, pickle.loads(content)))
 
     def _wait(self) -> None:
         code = self._process.wait()
@@ -264,8 +309,8 @@ class _Process:
         self._listening.join(1)
         if self._reader is not None:
             self._reader.join(5)  # what it told comes before its death; a child that it forked may hold the connection open
-        if not self._asked_to_end:
-            self._messages.put(Died(self._worker, None, code, False, "\n".join(self._lines)))
+        if not self.asked_to_end:
+            self._messages.put((self, Died(self._worker, None, code, False, "\n".join(self._lines))))
 
 
 # --- pickling -------------------------------------------------------------------------------------------------------

@@ -41,12 +41,14 @@ class Recipe:
         head: The task.
         fixed: Settings of the trainer that are not searched.
         tuned: What was measured for each backbone, by its label.
+        limits: The micro-batch that fits into memory, by label, where a trial ran out of it; learned while a search goes on.
     """
 
     space: Space
     head: Head
     fixed: Mapping[str, Any]
     tuned: Mapping[str, Tuned] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)
 
     @property
     def epochs(self) -> int:
@@ -67,7 +69,7 @@ class Recipe:
         seed: int = self.fixed["seed"]
         return seed
 
-    def candidate(self, trial: FrozenTrial) -> Candidate:
+    def candidate(self, trial: FrozenTrial | optuna.Trial) -> Candidate:
         """Return the point of the space that a trial's parameters are."""
         return suggest(optuna.trial.FixedTrial(trial.params, trial.number), self.space)
 
@@ -81,7 +83,22 @@ class Recipe:
         label = self.space.labels[candidate.backbone]
         if label in self.tuned:
             settings = self.tuned[label].apply(settings)
+        if self.limits.get(label, math.inf) < (settings.micro_batch or settings.batch_size):
+            settings = replace(settings, micro_batch=self.limits[label])
         return settings if seed is None else replace(settings, seed=seed)
+
+    def learn(self, candidate: Candidate, micro_batch: int | None) -> bool:
+        """Take note of the micro-batch that a candidate was trained with; return whether it is less than is usual.
+
+        Args:
+            candidate: What was trained.
+            micro_batch: Samples a pass; None for whole batches.
+        """
+        usual = self.settings(candidate)
+        if micro_batch is None or micro_batch >= (usual.micro_batch or usual.batch_size):
+            return False
+        self.limits[self.space.labels[candidate.backbone]] = micro_batch
+        return True
 
 
 def fixed_settings(prepared: Prepared) -> dict[str, Any]:

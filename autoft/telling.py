@@ -120,6 +120,16 @@ def trial_ended(
     return Event("trial_end", text, data)
 
 
+def memory_ran_out(number: int, micro_batch: int, batch_size: int) -> Event:
+    """Say that a trial ran out of memory and went on, and what all later ones of its backbone do now."""
+    text = f"trial {number} ran out of memory and went on: {many(micro_batch, 'sample')} a pass from now on, "
+    return Event(
+        "warning",
+        text + f"still {batch_size} a step",
+        {"about": "memory", "trial": number, "micro_batch": micro_batch, "batch_size": batch_size},
+    )
+
+
 def export_begins(number: int) -> Event:
     """Say that the winner goes through the gate."""
     return Event("export", f"exporting trial {number} and checking it", {"trial": number})

@@ -35,6 +35,7 @@ TURNS = 3  # scored trials of each backbone, where each is searched by itself, b
 # finished nor to be handed out by `ask`; when the session ends before the search, it is WAITING.
 PAUSED = "paused"  # the epoch after which it rests; 0 while it trains
 UNTIL = "until"  # the epoch that it trains to
+SURVIVED = ("infra", "oom")  # failures after which a trial goes on: its worker's death, memory that ran out
 # Without a time limit, trials are taken up and judged in the order of a clock that counts work (`driver.py`), since seconds
 # are never the same twice.
 DUE = "due"  # when the clock says that what it trains now ends
@@ -342,6 +343,19 @@ class Trials:
         """Return a number that was stored with the study, such as the seconds spent; the default where there is none."""
         value: float = self._study.user_attrs.get(name, default)
         return value
+
+    def count(self, kind: str) -> None:
+        """Count a failure that was survived, such as `oom` or `infra`."""
+        self.remember(f"survived_{kind}", self.recall(f"survived_{kind}", 0.0) + 1.0)
+
+    def failures(self) -> dict[str, dict[str, int]]:
+        """Return how many trials failed for what (`failed`), and how often it was survived (`survived`)."""
+        failed = Counter(str(trial.user_attrs.get("failure", "unknown")) for trial in self.all(TrialState.FAIL))
+        survived = {kind: int(self.recall(f"survived_{kind}", 0.0)) for kind in SURVIVED}
+        return {
+            "failed": dict(sorted(failed.items())),
+            "survived": {kind: count for kind, count in survived.items() if count},
+        }
 
     def remember(self, name: str, value: float) -> None:
         """Store a number with the study."""

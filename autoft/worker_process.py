@@ -5,6 +5,7 @@ Who starts it is in `processes.py`, what is exchanged in `engine.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
@@ -15,7 +16,7 @@ from multiprocessing.connection import Client, Connection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autoft.engine import Equipment, Task
+    from autoft.engine import Equipment, Message, Task
     from autoft.worker import Outcome
 
 
@@ -23,12 +24,15 @@ def main(given: Mapping[str, Any]) -> None:
     """Run tasks, one after another.
 
     Args:
-        given: `name`, `worker`, `address` and `key` (in hexadecimal) of the connection, from the driver.
+        given: `name`, `worker`, `address` and `key` (in hexadecimal) of the connection, and the seconds between two beats
+            (`beat`), from the driver.
     """
     began = time.monotonic()
     # connected before anything heavy is imported, so that a worker left alone notices even while it starts
     connection = Client(given["address"], authkey=bytes.fromhex(given["key"]))
     connection.send_bytes(given["name"].encode())
+    driver = _Driver(connection)
+    threading.Thread(target=driver.beat, args=(float(given["beat"]),), name="autoft-beat", daemon=True).start()
     inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     stopping = threading.Event()
     threading.Thread(target=_watch, args=(connection, inbox, stopping), name="autoft-watch", daemon=True).start()
@@ -45,15 +49,42 @@ def main(given: Mapping[str, Any]) -> None:
     worker = int(given["worker"])
     equipment = equip(setup, worker)
     del setup, content
-    connection.send_bytes(pickle.dumps(Ready(worker, time.monotonic() - began)))
+    driver.tell(Ready(worker, time.monotonic() - began))
     while (content := inbox.get()) is not None:
         task: Task = pickle.loads(content)
 
         def tell(report: Any, number: int = task.number) -> None:
-            connection.send_bytes(pickle.dumps(Epoch(worker, number, report)))
+            driver.tell(Epoch(worker, number, report))
 
         outcome = _run(equipment, task, tell, stopping)
-        connection.send_bytes(pickle.dumps(Ended(worker, task.number, outcome)))
+        driver.tell(Ended(worker, task.number, outcome))
+
+
+class _Driver:
+    """What this process tells the driver; two threads may tell something at a time.
+
+    Args:
+        connection: To it.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def tell(self, message: Message) -> None:
+        """Send a message."""
+        self._send(pickle.dumps(message))
+
+    def beat(self, seconds: float) -> None:
+        """Tell ever again that this process runs: it keeps its task only as long as it does."""
+        with contextlib.suppress(OSError):  # the driver is gone: `_watch` ends the process
+            while True:
+                self._send(b"")  # `processes.BEAT`
+                time.sleep(seconds)
+
+    def _send(self, content: bytes) -> None:
+        with self._lock:
+            self._connection.send_bytes(content)
 
 
 def _watch(connection: Connection, inbox: queue.SimpleQueue[bytes | None], stopping: threading.Event) -> None:

@@ -40,6 +40,7 @@ def trained() -> Trained:
         "training": {
             "trial": 3, "trials": 9, "epoch": 2, "device": "cpu", "precision": "fp32", "settings": settings,
             "test_scored": 1,
+            "why_not_repeated": [],
         },
     }  # fmt: skip
     return Trained(model, CONVNET, objective("accuracy"), split(VALIDATION), split(TEST), facts)

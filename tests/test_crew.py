@@ -22,7 +22,7 @@ from toy_training import CONVNET, MLP, config
 
 from autoft import crew
 from autoft.crew import RETRIES, Crew, Manning, choose_manning
-from autoft.engine import Died, Ended, Epoch, Message, Ready, Setup, Task
+from autoft.engine import Died, Ended, Epoch, Message, Ready, Refused, Setup, Task
 from autoft.errors import RunError
 from autoft.events import Event
 from autoft.worker import Outcome
@@ -224,7 +224,8 @@ def test_task_of_a_dead_worker_is_tried_again_with_the_time_that_is_left_and_fai
     assert isinstance(ended, Ended)
     failure = ended.outcome.failure
     assert failure is not None
-    assert (failure.kind, failure.message) == ("infra", "its worker was killed by signal 11, 4 times: last words")
+    said = "its worker was killed by signal 11, 4 times without an epoch between: last words"
+    assert (failure.kind, failure.message) == ("infra", said)
     assert one.free == 1
     assert len(heard.of("warning")) == RETRIES + 1
 
@@ -240,12 +241,56 @@ def test_deaths_are_counted_for_each_task_alone(tmp_path: Path) -> None:
         assert one.poll() == []
 
 
-def test_worker_that_dies_at_its_start_ends_the_search_with_its_words() -> None:
-    one = Crew(Scripted([died(0, None, ready=False)]), 1, [MLP], Heard())
-    with pytest.raises(RunError, match="killed by signal 11 before it was ready: last words") as raised:
+def test_deaths_are_counted_since_the_last_epoch(tmp_path: Path) -> None:
+    epoch: Any = Epoch(0, 3, SimpleNamespace(epoch=1))  # type: ignore[arg-type]
+    deaths = [[died(0, 3)] for _ in range(RETRIES)]
+    one = Crew(Scripted(*deaths, [epoch], *deaths, [died(0, 3)]), 1, [MLP], Heard())
+    submit(one, 3, tmp_path)
+    told = [one.poll() for _ in range(2 * RETRIES + 1)]
+    assert told == [*[[]] * RETRIES, [epoch], *[[]] * RETRIES]
+    (ended,) = one.poll()
+    assert isinstance(ended, Ended)
+    assert ended.outcome.stopped == "infra"
+
+
+def test_worker_that_fails_at_its_start_ends_the_search_with_its_words() -> None:
+    one = Crew(Scripted([Died(0, None, 1, False, "some words\nlast words")]), 1, [MLP], Heard())
+    with pytest.raises(RunError, match="ended with exit code 1 before it was ready: last words") as raised:
         one.poll()
     assert "--workers 0" in str(raised.value.hint)
     assert "some words" in str(raised.value.hint)
+
+
+def test_worker_that_is_killed_at_its_start_is_replaced_and_costs_its_task_nothing(tmp_path: Path) -> None:
+    stillborn, ready = [died(0, 3, ready=False)], [Ready(0, 1.0)]
+    rounds: list[list[Message]] = [*[stillborn] * RETRIES, ready, *[stillborn] * RETRIES, ready, *[[died(0, 3)]] * RETRIES]
+    engine = Scripted(*rounds, stillborn)
+    one = Crew(engine, 1, [MLP], Heard())
+    submit(one, 3, tmp_path)
+    assert [one.poll() for _ in rounds] == [[]] * len(rounds), "it was tried again each time"
+    assert len(engine.given) == 1 + 3 * RETRIES
+
+
+def test_worker_that_is_always_killed_at_its_start_ends_the_search() -> None:
+    one = Crew(Scripted(*[[died(0, None, ready=False)]] * (RETRIES + 1)), 1, [MLP], Heard())
+    for _ in range(RETRIES):
+        assert one.poll() == []
+    with pytest.raises(RunError, match="killed by signal 11 before it was ready: last words"):
+        one.poll()
+
+
+def test_end_of_a_lease_and_what_is_refused_after_it_are_told(tmp_path: Path) -> None:
+    heard = Heard()
+    engine = Scripted([Died(0, 3, -9, True, "", silent=61.4)], [Refused(0, 3), Refused(0, None)])
+    one = Crew(engine, 1, [MLP], heard)
+    submit(one, 3, tmp_path)
+    assert one.poll() == one.poll() == []
+    assert len(engine.given) == 2
+    assert [event.text for event in heard.events] == [
+        "worker 0 had not been heard of for 61 s and was ended; trial 3 goes on from its checkpoint",
+        "worker 0 was heard of after its lease had run out; what it told of trial 3 does not count",
+        "worker 0 was heard of after its lease had run out; a message does not count",
+    ]
 
 
 def test_idle_worker_that_dies_costs_nothing() -> None:

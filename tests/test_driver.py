@@ -454,6 +454,32 @@ def test_different_bugs_do_not_stop_the_search(toy_images: Path, tmp_path: Path,
 
 
 @pytest.mark.usefixtures("fast_export")
+def test_memory_that_ran_out_is_learned_for_later_trials_and_sessions(
+    toy_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised, real, heard = list[int](), classification.loss, Heard()
+
+    def loss(outputs: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        if len(outputs) > 3:
+            raised.append(len(outputs))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(outputs, *arguments)
+
+    monkeypatch.setattr(classification, "loss", loss)
+    settings = ("trainer.batch_size=8", "search.probe=false")
+    for trials_wanted in (1, 2, 4):  # each session has a worker of its own
+        result = run_search(toy_images, tmp_path / "run", *settings, f"search.trials={trials_wanted}", on_event=heard)
+    assert raised == [8, 4], "in the first trial alone"
+    assert result.trials == {"complete": 4}
+    assert result.failures == {"failed": {}, "survived": {"oom": 1}}
+    assert {trial.user_attrs["micro_batch"] for trial in study_of(tmp_path / "run").trials} == {2}
+    assert [told["micro_batch"] for told in heard.of("warning") if told["about"] == "memory"] == [2]
+    stored = read_json(tmp_path / "run" / "result.json")
+    assert stored["failures"] == result.failures
+    assert (stored["repeats"]["bit_for_bit"], len(stored["repeats"]["why_not"])) == (False, 1)
+
+
+@pytest.mark.usefixtures("fast_export")
 def test_trial_that_diverges_fails_as_nan_and_the_search_goes_on(
     toy_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,6 +488,7 @@ def test_trial_that_diverges_fails_as_nan_and_the_search_goes_on(
     assert result.trials == {"fail": 1, "complete": 2}
     assert study_of(tmp_path / "run").trials[0].user_attrs["failure"] == "nan"
     assert result.preset is None
+    assert result.failures == {"failed": {"nan": 1}, "survived": {}}
     assert result.trial in (1, 2)
     # typed again, the failed trial is not tried again
     assert run_search(toy_images, tmp_path / "run") == result

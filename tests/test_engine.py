@@ -20,6 +20,7 @@ import pytest
 import torch
 from toy_training import HEAD, TRAIN, VALIDATION, assert_equal_tensors, config
 
+from autoft import processes
 from autoft.catalog import Catalog
 from autoft.discovery import discover
 from autoft.engine import (
@@ -30,6 +31,7 @@ from autoft.engine import (
     LocalEngine,
     Message,
     Ready,
+    Refused,
     Setup,
     Task,
     equip,
@@ -248,7 +250,7 @@ def test_paused_task_goes_on_in_another_worker(two: Heard, tmp_path: Path) -> No
 
 
 def test_deadline_ends_a_task_and_keeps_its_epochs(two: Heard, tmp_path: Path) -> None:
-    two.engine.submit(0, task(tmp_path, epochs=LONG, seconds=1.0))
+    two.engine.submit(0, task(tmp_path, epochs=LONG, seconds=4.0))
     outcome = two.outcome(0)
     assert (outcome.state, outcome.stopped) in (("pruned", "time limit"), ("interrupted", "interrupted"))
     assert 0 < outcome.epochs < LONG
@@ -354,6 +356,54 @@ def test_killed_worker_is_told_the_other_goes_on_and_a_new_one_takes_up_the_tria
     assert again[-1] == 24
     assert len(again) <= 24, "it went on from its checkpoint, whose epoch is told once more"
     assert_equal_tensors(load_tensors(tmp_path / "trial-0" / WEIGHTS)[0], alone(task(tmp_path, 0, epochs=24), tmp_path))
+
+
+@pytest.mark.parametrize("stuck", [False, True], ids=["killed", "stuck in the system"])
+def test_worker_that_is_stopped_beyond_its_lease_loses_its_task_and_its_late_result_is_refused(
+    stuck: bool, toy_path: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, wanted = Heard(ProcessEngine(lease=3.0), []), task(tmp_path, 0, epochs=200)
+    heard.engine.start(make_setup(), 1)
+    stopped = heard.engine._processes[0]
+    try:
+        heard.engine.submit(0, wanted)
+        heard.until(first_epoch)
+        if stuck:  # a process that waits for a dead disk outlives SIGKILL, until the disk answers
+            monkeypatch.setattr(processes, "REAP", 0.1)
+            monkeypatch.setattr(stopped._process, "kill", lambda: None)
+        os.kill(stopped.pid, signal.SIGSTOP)
+        died = heard.death()
+        assert (died.worker, died.number, died.ready) == (0, 0, True)
+        assert died.silent is not None
+        assert died.silent > 3.0
+        assert gone(stopped.pid) != stuck
+        heard.engine.submit(0, wanted)
+        if stuck:
+            os.kill(stopped.pid, signal.SIGCONT)
+            heard.until(lambda message: message == Refused(0, 0))
+            stopped._process.send_signal(signal.SIGKILL)
+        assert heard.outcome(0).state == "complete"
+    finally:
+        heard.engine.stop(gracefully=False)
+    assert not [message for message in heard.messages if isinstance(message, Died)][1:]
+    assert_equal_tensors(load_tensors(tmp_path / "trial-0" / WEIGHTS)[0], alone(wanted, tmp_path))
+
+
+def test_lease_is_counted_anew_after_the_driver_itself_was_stopped(toy_path: None, tmp_path: Path) -> None:
+    """What workers told meanwhile lies in the connection, or they are started again by the same Ctrl-Z and fg."""
+    heard = Heard(ProcessEngine(lease=2.0), [])
+    heard.engine.start(make_setup(), 1)
+    try:
+        heard.until(lambda message: isinstance(message, Ready))
+        worker = heard.engine._processes[0]
+        worker.heard -= 10.0  # as if nothing had been read for so long
+        heard.engine._looked -= 10.0
+        assert heard.engine.poll(0.0) == []
+        worker.heard -= 10.0
+        (died,) = heard.engine.poll(0.0)
+        assert isinstance(died, Died)
+    finally:
+        heard.engine.stop(gracefully=False)
 
 
 def test_worker_that_cannot_start_says_why(toy_path: None) -> None:

@@ -20,6 +20,7 @@ FACTS = {
         "precision": "fp32",
         "settings": {"epochs": 1},
         "test_scored": 1,
+        "why_not_repeated": [],
     },
 }
 MEASURED = {

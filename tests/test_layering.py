@@ -18,7 +18,7 @@ ROOT = Path(autoft.__file__).parent
 # of its modules. `runtime` is copied into bundles and imports nothing else of autoft; `builtin` enters by entry points only.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
-    ("errors", "specs", "files", "events", "ragged"),
+    ("errors", "specs", "files", "events", "ragged", "stopping"),
     ("hookspecs", "config", "plugin_record", "catalog"),
     (
         "imagefiles",
@@ -61,6 +61,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "contest",
         "session",
         "deployed",
+        "determinism",
         "prepare",
         "preflight",
         "runfolder",

@@ -42,6 +42,7 @@ def trained() -> Trained:
             "precision": "fp32",
             "settings": {"epochs": 8},
             "test_scored": 1,
+            "why_not_repeated": [],
         },
     }
     return Trained(model, CONVNET, OBJECTIVE, split(VALIDATION), split(VALIDATION), facts)

@@ -54,6 +54,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Made:
             "precision": "fp32",
             "settings": {},
             "test_scored": 1,
+            "why_not_repeated": [],
         },
     }
     trained = Trained(model, CONVNET, objective, data[1], data[1], facts)

@@ -76,7 +76,7 @@ def make_trained(kind: str) -> Trained:
         "data": {"train": 9, "validation": len(samples), "test": 9, "rejected": 0, "made_splits": [],
                  "columns": {"text": ["first", "second"] if kind == "pair" else "review"}},
         "training": {"trial": 0, "trials": 1, "epoch": 1, "device": "cpu", "precision": "fp32", "settings": {},
-                     "test_scored": 1},
+                     "test_scored": 1, "why_not_repeated": []},
     }  # fmt: skip
     return Trained(model, backbone, Objective(head, targets, head.default_metric(targets)), validation, test, facts)
 

@@ -149,7 +149,7 @@ def model_card(
         "## How it was made",
         "",
         f"Trial {training['trial']} of {training['trials']}, epoch {training['epoch']}, "
-        f"{training['device']} in {training['precision']}.",
+        f"{training['device']} in {training['precision']}. {_repeats(training['why_not_repeated'])}",
         "",
         "| setting | value |",
         "|---|---|",
@@ -158,6 +158,13 @@ def model_card(
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _repeats(why_not: Sequence[str]) -> str:
+    """Return whether the same search gives the same model again."""
+    if not why_not:
+        return "The same study, seed and packages on the same machine give the same model bit for bit."
+    return f"The same study may give a slightly different model: {'; '.join(why_not)}."
 
 
 def _into(answer: Answer, targets: Targets) -> str:

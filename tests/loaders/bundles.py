@@ -68,6 +68,7 @@ def _export(folder: Path, backbone: Backbone, head: Any, samples: Sequence[Sampl
         "data": {"train": 9, "validation": len(samples), "test": 9, "rejected": 0, "made_splits": [], "columns": {}},
         "training": {
             "trial": 0, "trials": 1, "epoch": 1, "device": "cpu", "precision": "fp32", "settings": {}, "test_scored": 1,
+            "why_not_repeated": [],
         },
     }  # fmt: skip
     objective = Objective(head, targets, head.default_metric(targets))
