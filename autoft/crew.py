@@ -120,6 +120,7 @@ class Crew:
         self._listener = listener
         self._busy: dict[int, tuple[Task, float]] = {}  # what each worker does, and since when
         self._deaths: Counter[int] = Counter()  # of each task's workers since its last epoch
+        self._reached: dict[int, int] = {}  # by each task that is under way: the last epoch that was told
         self._stillborn = 0  # workers that were killed before they were ready, since the last that was
 
     @property
@@ -144,6 +145,7 @@ class Crew:
         place = next(index for index, each in enumerate(self._backbones) if each is backbone)
         worker = next(worker for worker in range(self.size) if worker not in self._busy)
         self._deaths.pop(number, None)
+        self._reached.pop(number, None)
         self._give(
             worker,
             Task(
@@ -187,7 +189,8 @@ class Crew:
             return []
         if isinstance(message, Ended):
             del self._busy[message.worker]
-        else:  # it is not this epoch that kills workers
+        elif message.report.epoch > self._reached.get(message.number, 0):  # a checkpoint's is told again
+            self._reached[message.number] = message.report.epoch
             self._deaths.pop(message.number, None)
         return [message]
 

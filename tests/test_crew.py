@@ -244,10 +244,12 @@ def test_deaths_are_counted_for_each_task_alone(tmp_path: Path) -> None:
 def test_deaths_are_counted_since_the_last_epoch(tmp_path: Path) -> None:
     epoch: Any = Epoch(0, 3, SimpleNamespace(epoch=1))  # type: ignore[arg-type]
     deaths = [[died(0, 3)] for _ in range(RETRIES)]
-    one = Crew(Scripted(*deaths, [epoch], *deaths, [died(0, 3)]), 1, [MLP], Heard())
+    again = [[epoch], [died(0, 3)]]  # each goes on from the epoch's checkpoint, which is told once more
+    one = Crew(Scripted(*deaths, [epoch], [died(0, 3)], *again * (RETRIES - 1), *again), 1, [MLP], Heard())
     submit(one, 3, tmp_path)
-    told = [one.poll() for _ in range(2 * RETRIES + 1)]
-    assert told == [*[[]] * RETRIES, [epoch], *[[]] * RETRIES]
+    told = [one.poll() for _ in range(RETRIES + 2 * RETRIES)]
+    assert told == [*[[]] * RETRIES, *[[epoch], []] * RETRIES]
+    assert one.poll() == [epoch]
     (ended,) = one.poll()
     assert isinstance(ended, Ended)
     assert ended.outcome.stopped == "infra"

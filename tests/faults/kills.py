@@ -242,9 +242,7 @@ def judge(search: Search, reference: Search, chaos: Chaos, trials: int) -> Itera
     redone = [] if again <= chaos.in_flight else [f"{again} epochs were begun again after {done} kills"]
     note = f"{again} begun again, of {search.epochs().total()}; {chaos.in_flight} trainings may have been in flight"
     yield Tally("kills", "at most the epoch in flight is trained again", done, redone, note)
-    yield Tally(
-        "kills", "the table of trials is that of an uninterrupted search", len(rows), _differences(search, reference)
-    )
+    yield Tally("kills", "the table of trials is that of an uninterrupted search", len(rows), differences(search, reference))
     terms = chaos.done["driver terminated"]
     if terms:
         note = f"the slowest took {chaos.slowest_stop:.1f} s"
@@ -254,7 +252,7 @@ def judge(search: Search, reference: Search, chaos: Chaos, trials: int) -> Itera
         yield Tally("SIGSTOP", "a worker that is silent beyond its lease loses its task", stops, chaos.lasting)
 
 
-def _differences(search: Search, reference: Search) -> list[str]:
+def differences(search: Search, reference: Search) -> list[str]:
     found, wanted = table(search.path), table(reference.path)
     different = [
         f"trial {one['number']}: {one} instead of {other}" for one, other in zip(found, wanted, strict=False) if one != other
@@ -306,7 +304,7 @@ def clock(folder: Path) -> Tally:
     moved.whole()
     times = [event["time"] for event in moved.log()]
     jumps = sum(later < earlier for earlier, later in itertools.pairwise(times))
-    broken = _differences(moved, still)
+    broken = differences(moved, still)
     return Tally("the clock", "jumps of days change no trial", jumps, broken, "jumps back in the log")
 
 
