@@ -1,4 +1,4 @@
-"""Types the same search twice, and compares the trials and the weights; and where seconds decide, looks whether it says so."""
+"""Types the same search twice, and compares trials and weights; where seconds decide, looks whether it says so."""
 
 from __future__ import annotations
 
