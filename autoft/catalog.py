@@ -91,7 +91,24 @@ class Catalog:
         backbone = self._call("family", family_name, "resolve", lambda: family.resolve(request))
         if not isinstance(backbone, Backbone):
             self._blame("family", family_name, f"`resolve` must return a Backbone, but returned {type_name(backbone)}")
+        if not backbone.name.startswith(f"{family_name}/"):
+            self._blame(
+                "family", family_name, f"`resolve` must name its backbones {family_name}/MODEL, but named {backbone.name!r}"
+            )
         return dataclasses.replace(backbone, request=request)
+
+    def call_backbone(self, backbone: Backbone, what: str, call: Callable[[], _T]) -> _T:
+        """Call what a backbone brings; what that raises beyond autoft's own errors, and memory, is its plugin's fault.
+
+        Args:
+            backbone: Of `resolve_backbone`.
+            what: What it is, for the error.
+            call: Calls it.
+
+        Raises:
+            PluginError: It is broken.
+        """
+        return self._call("family", backbone.name.partition("/")[0], what, call)
 
     def offered(self, preset: str, modality: str, task: str) -> tuple[str, ...]:
         """Return the backbones that the families offer to a preset: autoft's own first, then by the plugins' names.
@@ -171,7 +188,7 @@ class Catalog:
         """Call a spec's function; what it raises beyond autoft's own errors is the plugin's fault, and says so."""
         try:
             return call()
-        except AutoftError:
+        except (AutoftError, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001 - foreign code, and `_blame` raises
             self._blame(kind, name, f"`{function}` raised {describe(error)}", error)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoft import __version__
-from autoft.errors import AutoftError, ConfigError, RepeatedBugError
+from autoft.errors import AutoftError, ConfigError, RepeatedBugError, printable
 from autoft.stopping import SIGNALLED, StopRequest
 
 if TYPE_CHECKING:
@@ -814,7 +814,8 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def _print_error(error: AutoftError) -> None:
-    print(f"error: {error.message if isinstance(error, ConfigError) else error}", file=sys.stderr)
+    message = error.message if isinstance(error, ConfigError) else str(error)
+    print(f"error: {printable(message)}", file=sys.stderr)
 
 
 def _log_to_stderr() -> None:

@@ -103,6 +103,11 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(names), n=count, cutoff=0.6)
 
 
+def printable(text: str) -> str:
+    """Return a text with all that moves a terminal's cursor escaped, but line ends: names of files can hold anything."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or its type where it has none, to be put into another message."""
     text = str(error).strip() or type(error).__name__

@@ -37,6 +37,18 @@ UNLIMITED = 1_000_000  # transformers writes 1e30 where a tokenizer knows of no 
 # --- configuration and weights ------------------------------------------------------------------------
 
 
+# Above any model there is: building what asks for more would fill memory or never end, before its weights are looked at.
+MOST = {
+    "num_hidden_layers": 1000,
+    "num_layers": 1000,
+    "num_attention_heads": 10_000,
+    "hidden_size": 1_000_000,
+    "intermediate_size": 10_000_000,
+    "vocab_size": 10_000_000,
+    "image_size": 100_000,
+}
+
+
 def read_json(file: Path) -> Any:
     """Return the content of a JSON file.
 
@@ -45,7 +57,7 @@ def read_json(file: Path) -> Any:
     """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last for what nests too deep
         raise BackboneError(
             f"{file} is not readable JSON: {first_line(error)}", "save or download the model again"
         ) from error
@@ -77,6 +89,13 @@ def read_config(source: Source) -> dict[str, Any]:
         near = nearest(kind, CONFIG_MAPPING) if isinstance(kind, str) else []
         hint = f"did you mean {', '.join(near)}?" if near else "a newer transformers may know it"
         raise BackboneError(f"`model_type` in {file} must be one that transformers knows, but is {kind!r}", hint)
+    for name, most in MOST.items():
+        value = content.get(name)
+        if isinstance(value, int) and value > most:
+            raise BackboneError(
+                f"`{name}` in {file} must be at most {most}, but is {value}",
+                "no known model is so large; get its files again",
+            )
     if "quantization_config" in content:
         raise BackboneError(f"the weights of {source.name} are quantized, and cannot be trained", "name the original model")
     return {key: value for key, value in content.items() if key != "auto_map"}

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from autoft.runtime.image_classification import ImageError, read_image
+from autoft.runtime.image_classification import ImageError, check_image_file, read_image
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
@@ -61,10 +61,12 @@ def verify_images(sources: Sequence[Path | bytes]) -> Iterator[tuple[str, int] |
 
 def _verify(source: Path | bytes) -> tuple[str, int] | str:
     try:
+        if isinstance(source, Path):
+            check_image_file(source)
         raw = source.read_bytes() if isinstance(source, Path) else source
         size = max(read_image(raw).size)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except ImageError as error:
-        return str(error).removeprefix("image: ")
+        return str(error).removeprefix(f"{source}: " if isinstance(source, Path) else "").removeprefix("image: ")
     return hashlib.blake2b(raw, digest_size=16).hexdigest(), size

@@ -130,7 +130,10 @@ def assemble(
     torch.manual_seed(seed)
     module = backbone.build()
     stages = backbone.stages(module)
-    check_stages(module, stages)
+    try:
+        check_stages(module, stages)
+    except BackboneError as error:
+        raise BackboneError(f"{backbone.name}: {error.message}", error.hint) from error
     set_stochastic_depth(module, stochastic_depth)
     width, trained = backbone.feature_size(module), None
     if strategy is not None:

@@ -84,7 +84,7 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
     stages, parameters, found, slowest = [], [], [], 0.0
     for backbone in prepared.backbones:
         started = time.monotonic()
-        model = worker.build(backbone, config).eval()
+        model = _build(prepared, worker, backbone, config)
         validation = worker.data("validation", backbone)
         inputs = example_inputs(validation, backbone)
         try:
@@ -136,6 +136,21 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
     _leave_out(prepared, costs, listener)
     _check_disk(prepared, run, max(parameters), listener)
     return Checked(tuple(stages), tuple(parameters), slowest, tuple(found), costs)
+
+
+def _build(prepared: Prepared, worker: Worker, backbone: Backbone, config: TrainConfig) -> FineTuneModel:
+    """Build a backbone and a head for the first time: where the backbone is broken, its plugin is named."""
+
+    def build() -> FineTuneModel:
+        try:
+            return worker.build(backbone, config).eval()
+        except torch.OutOfMemoryError as error:
+            raise BackboneError(
+                f"{backbone.name} does not fit into the memory of {prepared.device}: {first_line(error)}",
+                "choose a smaller backbone",
+            ) from error
+
+    return prepared.catalog.call_backbone(backbone, "build", build)
 
 
 def _export(prepared: Prepared, backbone: Backbone, model: FineTuneModel, inputs: tuple[Tensor, ...]) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
+from autoft.errors import printable
 from autoft.events import Event, Listener
 
 if TYPE_CHECKING:
@@ -65,12 +66,12 @@ def _plain_line(event: Event) -> None:
         return
     left = event.data.get("seconds_left")
     ending = f", about {duration(left)} left" if left else ""
-    print(f"{'warning: ' if event.kind == 'warning' else ''}{event.text}{ending}", file=sys.stderr, flush=True)
+    print(f"{'warning: ' if event.kind == 'warning' else ''}{printable(event.text)}{ending}", file=sys.stderr, flush=True)
 
 
 def _quiet_line(event: Event) -> None:
     if event.kind == "warning":
-        print(f"warning: {event.text}", file=sys.stderr, flush=True)
+        print(f"warning: {printable(event.text)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -127,7 +128,7 @@ class _LiveView:
             progress.update(self._trials, note=self._best.removesuffix(", "))
         if event.kind not in AT_THE_END:
             style = "[yellow]warning:[/] " if event.kind == "warning" else ""
-            progress.console.print(style + escape(event.text))
+            progress.console.print(style + escape(printable(event.text)))
 
     def _bar(self, trial: int) -> TaskID:
         """Return the bar of a trial that trains, added where it has none yet."""

@@ -6,6 +6,7 @@ Nothing of the bundle is executed: golden vectors are replayed by autoft's own c
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from autoft.catalog import Catalog
-from autoft.errors import AutoftError, BundleError, first_line
+from autoft.errors import AutoftError, BundleError, first_line, printable
 from autoft.export.contract import read_contract
 from autoft.runtime import shared
 from autoft.signing import SIGNATURE, check_signature
@@ -28,6 +29,11 @@ CONTRACT = "autoft.json"
 SHOWN = 5  # problems of one check that are listed
 HEAD = 1 << 10  # bytes of a file that tell whether it is a pickle
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # of protocol 2 to 5; older ones are plain text
+LARGEST_GRAPH = 2 << 30  # bytes: more no protobuf has
+GOLDEN_SECONDS = 60.0  # that the golden vectors may take: a graph may hold a loop without end
+SCRIPT = "predict.py"
+PROGRAMS = frozenset({".py", ".pyc", ".so", ".dll", ".dylib", ".sh", ".exe", ".js"})
+REMOTE_CODE = frozenset({"auto_map", "custom_pipelines", "trust_remote_code"})  # of transformers' configurations
 ZIP = b"PK\x03\x04"  # torch saves pickles in such an archive, whose first entry is named .../data.pkl
 
 Outcome = Literal["ok", "failed", "not checked"]
@@ -74,6 +80,7 @@ def verify(folder: Path, catalog: Catalog, *, public_key: Path | None = None) ->
         _checked("extra files", lambda: _check_extra(named, present)),
         _checked("pickles", lambda: _check_pickles(present)),
         _checked("formats", lambda: _check_formats(present)),
+        _checked("code", lambda: _check_code(present)),
         _checked("external data", lambda: _check_external_data(folder, graphs, named)),
     ]
     if checks[0].outcome == "ok":
@@ -96,16 +103,11 @@ def passed(checks: Sequence[Check]) -> bool:
 
 def _checked(name: str, check: Callable[[], str]) -> Check:
     try:
-        return Check(name, "ok", _plain(check()))
+        return Check(name, "ok", printable(check()))
     except AutoftError as error:
-        return Check(name, "failed", _plain(error.message))
+        return Check(name, "failed", printable(error.message))
     except (shared.BundleError, OSError) as error:
-        return Check(name, "failed", _plain(str(error)))
-
-
-def _plain(text: str) -> str:
-    """Return a text with all that is not printable escaped: a file's name could move the cursor, and write `ok` there."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+        return Check(name, "failed", printable(str(error)))
 
 
 def _listing(problems: Sequence[str], fine: str) -> str:
@@ -196,7 +198,7 @@ def _walk(folder: Path) -> tuple[list[str], dict[str, Path]]:
     files: dict[str, Path] = {}
 
     def stop(error: OSError) -> None:
-        raise BundleError(_plain(f"{folder} cannot be read as a whole: {error}"), "make all of it readable") from error
+        raise BundleError(printable(f"{folder} cannot be read as a whole: {error}"), "make all of it readable") from error
 
     for here, folders, names in os.walk(folder, onerror=stop, followlinks=False):
         for name in sorted([*folders, *names]):
@@ -268,6 +270,18 @@ def _check_formats(present: Mapping[str, Path]) -> str:
     return _listing(problems, f"{read} files are what their names say")
 
 
+def _check_code(present: Mapping[str, Path]) -> str:
+    """Check that there is no program but the bundle's own, and none that a loader of another library would run."""
+    problems = [f"{name} is a program" for name, path in present.items() if path.suffix in PROGRAMS and name != SCRIPT]
+    for name, path in present.items():
+        if path.suffix == ".json" and "/" not in name:
+            with contextlib.suppress(OSError, ValueError, RecursionError):  # what is no JSON, `formats` tells
+                content = json.loads(path.read_text(encoding="utf-8"))
+                found = sorted(REMOTE_CODE & content.keys()) if isinstance(content, dict) else []
+                problems += [f"{name} asks for code by `{key}`, which other libraries may run" for key in found]
+    return _listing(problems, f"none but {SCRIPT}")
+
+
 # --- graphs -----------------------------------------------------------------------------------------
 
 
@@ -276,6 +290,9 @@ def _load(path: Path) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
 
+    if path.stat().st_size > LARGEST_GRAPH:
+        size = path.stat().st_size
+        raise BundleError(f"{path.name} is no ONNX graph: these have at most {LARGEST_GRAPH} bytes, but it has {size}")
     try:
         return onnx.load_model(path, load_external_data=False)
     except (OSError, ValueError, DecodeError) as error:
@@ -364,6 +381,8 @@ def _check_golden(folder: Path, catalog: Catalog) -> str:
     opened = open_bundle(folder, catalog)
     if not (folder / "golden" / "golden.json").is_file():
         return "none in this bundle; it loads in ONNX Runtime"
+    if hasattr(opened.runner, "limit"):  # a plugin's script need not have it
+        opened.runner.limit(GOLDEN_SECONDS)
     found = opened.runner.check()
     measured = {name: value for name, value in found.items() if name not in ("ok", "tolerance", "wrong")}
     shown = ", ".join(f"{name} {value:.2g}" for name, value in measured.items())

@@ -23,7 +23,7 @@ from autoft.files import sha256
 from autoft.verify import Check, passed, tensors_of, verify
 
 MODEL = "onnx/model.onnx"
-FILE_CHECKS = ["contract", "links", "files", "extra files", "pickles", "formats", "external data", "graphs", "gate"]
+FILE_CHECKS = ["contract", "links", "files", "extra files", "pickles", "formats", "code", "external data", "graphs", "gate"]
 CHECKS = [*FILE_CHECKS, "signature", "golden vectors"]
 
 
@@ -135,6 +135,17 @@ def pickled_by_torch(folder: Path) -> None:
     import torch
 
     torch.save({"a": torch.zeros(2)}, folder / "weights.bin")
+    rehash(folder)
+
+
+def program(folder: Path) -> None:
+    (folder / "install.sh").write_text("true")
+    rehash(folder)
+
+
+def remote_code(folder: Path) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": {"AutoModel": "evil.Evil"}}))
     rehash(folder)
 
 
@@ -260,6 +271,8 @@ def other_answer(folder: Path) -> None:
         (add, "extra files", "onnx/extra.py is not listed in autoft.json"),
         (pickled, "pickles", "weights.bin is a pickle"),
         (pickled_by_torch, "pickles", "weights.bin is a pickle"),
+        (program, "code", "install.sh is a program"),
+        (remote_code, "code", "config.json asks for code by `auto_map`"),
         (no_json, "formats", "config.json is no .json file"),
         (no_python, "formats", "predict.py is no .py file"),
         (no_weights, "formats", "model.safetensors is no .safetensors file"),
@@ -364,4 +377,4 @@ def test_command_prints_json(bundle: Path, monkeypatch: Any, capsys: Any) -> Non
     assert result.code == 2
     found = json.loads(result.out)
     assert found["ok"] is False
-    assert [check["name"] for check in found["checks"] if check["outcome"] == "failed"] == ["extra files"]
+    assert [check["name"] for check in found["checks"] if check["outcome"] == "failed"] == ["extra files", "code"]

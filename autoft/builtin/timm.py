@@ -326,7 +326,12 @@ def _build(request: BackboneRequest, config: dict[str, Any], file: Path | None, 
         raise
     except (RuntimeError, KeyError, ValueError, AssertionError, OSError, EOFError, SafetensorError) as error:
         where = f"with the weights {file}" if file else f"at {size[0]}x{size[1]}"
-        raise BackboneError(f"timm/{name} cannot be built {where}: {first_line(error)}") from error
+        unsafe = "weights_only" in str(error)  # torch's own advice is to load it all the same, which runs what it holds
+        raise BackboneError(
+            f"timm/{name} cannot be built {where}: "
+            + ("it is a pickle that holds more than tensors, and could run code" if unsafe else first_line(error)),
+            "get the weights as safetensors" if unsafe else None,
+        ) from error
     return _float32(model)
 
 

@@ -12,6 +12,7 @@ import argparse
 import io
 import itertools
 import math
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 # Pillow only warns from this size on, and a changed `Image.MAX_IMAGE_PIXELS` would change what is readable.
 MAX_PIXELS = 89_478_485
+MAX_BYTES = 1 << 29  # of a file; so many pixels take less in any of the formats
 
 INTERPOLATIONS: dict[str, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
@@ -94,6 +96,8 @@ def read_image(source: ImageSource) -> Image.Image:
         ImageError: It is no whole JPEG, PNG, WebP or BMP image, or larger than `MAX_PIXELS`.
     """
     name = str(source) if isinstance(source, (str, Path)) else "image"
+    if isinstance(source, (str, Path)):
+        check_image_file(Path(source))
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             width, height = image.size
@@ -111,6 +115,22 @@ def read_image(source: ImageSource) -> Image.Image:
         raise ImageError(f"{name}: no such file") from error
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged files
         raise ImageError(f"{name}: cannot be decoded ({error})") from error
+
+
+def check_image_file(path: Path) -> None:
+    """Check that a path is a file which an image can be in, before anything of it is read.
+
+    Raises:
+        ImageError: It is a device, a pipe or a folder, or too large.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return  # whoever reads it is told why it cannot be
+    if not stat.S_ISREG(found.st_mode):
+        raise ImageError(f"{path}: is no file, but a folder, a device or a pipe")
+    if found.st_size > MAX_BYTES:
+        raise ImageError(f"{path}: images may have {MAX_BYTES} bytes, but it has {found.st_size}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -324,6 +344,10 @@ class Bundle:
     def _inputs(self, sources: Sequence[ImageSource]) -> dict[str, NDArray[np.float32]]:
         pixels = np.stack([self.pixels(source) for source in sources])
         return {"pixel_values": normalize(pixels, self.preprocessing)}
+
+    def limit(self, seconds: float) -> None:
+        """Let a batch take no longer than so many seconds; 600 otherwise."""
+        self._model.seconds = seconds
 
     def check(self) -> dict[str, Any]:
         """Replay the golden inputs of the bundle through this machine's runtime.

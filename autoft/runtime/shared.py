@@ -14,6 +14,7 @@ import json
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MODEL = "onnx/model.onnx"
+SECONDS = 600.0  # that a batch may take: a graph from elsewhere may hold a loop without end
 ANSWERS = ("label", "labels", "values", "entities")
 
 
@@ -218,16 +220,27 @@ class Model:
                 raise BundleError(f"{path}: {name} must have {axes} axes, but has {len(shape)}")
             if shape and isinstance(shape[-1], int) and shape[-1] != len(contract.labels):
                 raise BundleError(f"{path}: has {shape[-1]} outputs, but autoft.json has {len(contract.labels)} labels")
+        self.seconds = SECONDS
         self._path = path
         self._names = list(contract.outputs)
         self._session = session
+        self._options = onnxruntime.RunOptions
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        """Return the outputs of a batch by name."""
+        """Return the outputs of a batch by name. Raises `BundleError`, also where it takes longer than `seconds`."""
+        options = self._options()
+        late = threading.Timer(self.seconds, setattr, (options, "terminate", True))
+        late.daemon = True
+        late.start()
         try:
-            found = self._session.run(self._names, dict(inputs))
+            found = self._session.run(self._names, dict(inputs), options)
         except Exception as error:  # onnxruntime's errors have no common type
+            if options.terminate:
+                said = f"a batch took longer than {self.seconds:g} s, which is too long; smaller ones take less"
+                raise BundleError(f"{self._path}: {said}") from error
             raise BundleError(f"{self._path}: cannot run ({error})") from error
+        finally:
+            late.cancel()
         return dict(zip(self._names, found, strict=True))
 
 

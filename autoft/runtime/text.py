@@ -440,6 +440,10 @@ class Bundle:
         answer = functools.partial(self._answer, batch_size=batch_size)
         return answer_all(inputs, SORTED_BATCHES * batch_size, self._read_filled, answer, _shown)
 
+    def limit(self, seconds: float) -> None:
+        """Let a batch take no longer than so many seconds; 600 otherwise."""
+        self._model.seconds = seconds
+
     def check(self) -> dict[str, Any]:
         """Replay the golden inputs of the bundle through this machine's runtime.
 

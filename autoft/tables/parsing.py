@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,12 +19,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autoft.errors import DataError, first_line
-from autoft.tables.sniff import LARGEST_CELL, UNDECODED, Dialect, find_dialect, find_encoding, open_text
+from autoft.tables.sniff import (
+    LARGEST_CELL,
+    MOST_COLUMNS,
+    UNDECODED,
+    Dialect,
+    find_dialect,
+    find_encoding,
+    lines_of,
+    open_text,
+)
 
 LINE, FAULT = "__autoft_line__", "__autoft_fault__"  # further columns of text files
 TOKENS, TAGS = "tokens", "tags"  # the columns of tagged words
 ROWS = 1000  # rows of a batch, at most
 _CHARACTERS = 1 << 22  # of a batch, about
+LARGEST_JSON = 1 << 28  # characters of one value
 _BROKEN = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -139,8 +150,9 @@ def _json_kind(path: Path, encoding: str, kind: str) -> str:
         if head.lstrip().startswith("["):
             return "json"
         file.seek(0)
-        first = next((line for line in file if line.strip()), "") if kind == "json" else ""
-        more = any(line.strip() for line in file)
+        lines = lines_of(file, path)
+        first = next((line for line in lines if line.strip()), "") if kind == "json" else ""
+        more = any(line.strip() for line in lines)
     try:
         return "jsonl" if kind == "json" and more and isinstance(_parse(first), dict) else kind
     except (ValueError, RecursionError):  # an object over several lines, or no JSON: reading it says which
@@ -150,11 +162,15 @@ def _json_kind(path: Path, encoding: str, kind: str) -> str:
 def _header(path: Path, encoding: str, dialect: Dialect) -> tuple[str, ...]:
     with open_text(path, encoding) as file:
         try:
-            first: list[str] = next((row for row in dialect.reader(file) if row), [])
+            first: list[str] = next((row for row in dialect.reader(lines_of(file, path)) if row), [])
         except csv.Error as error:
             raise DataError(
                 f"the first line of {path} must name the columns, but cannot be read: {error}", "look at it"
             ) from error
+    if len(first) > MOST_COLUMNS:
+        raise DataError(
+            f"a table may have {MOST_COLUMNS} columns, but {path} has {len(first)}", "leave out what is not needed"
+        )
     names = [name.strip() for name in first]
     hint = "put a line before the first that names the columns, such as `text,label`"
     while len(names) > 1 and not names[-1]:
@@ -166,7 +182,7 @@ def _header(path: Path, encoding: str, dialect: Dialect) -> tuple[str, ...]:
     strange = next((name for name in names if not name or len(name) > 100 or "\n" in name or _is_number(name)), None)
     if strange is not None:
         raise DataError(f"the first line of {path} must name the columns, but one of them is {strange[:60]!r}", hint)
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"the columns of {path} must have different names, but {twice!r} occurs twice", "rename one")
     return tuple(names)
@@ -181,7 +197,7 @@ def _csv(path: Path, found: TextFormat) -> Iterator[pa.Table]:
     width = len(found.columns)
     rows = _Rows(found.columns)
     with _large_cells(), open_text(path, found.encoding) as file:
-        reader = found.dialect.reader(file)
+        reader = found.dialect.reader(lines_of(file, path))
         begun = False
         while True:
             line = reader.line_num + 1
@@ -243,7 +259,7 @@ def _objects(file: TextIO, kind: str, path: Path) -> Iterator[tuple[dict[str, An
         for number, row in enumerate(_values(file, path), start=1):
             yield (row, number, "") if isinstance(row, dict) else (None, number, f"it is no object but {str(row)[:60]!r}")
         return
-    for line, text in enumerate(file, start=1):
+    for line, text in enumerate(lines_of(file, path), start=1):
         if not text.strip():
             continue
         try:
@@ -260,7 +276,10 @@ def _values(file: TextIO, path: Path) -> Iterable[Any]:
     if start.lstrip().startswith("["):
         return _array(file, start, path)
     try:
-        whole = _parse(start + file.read())
+        rest = file.read(LARGEST_JSON)
+        if len(rest) == LARGEST_JSON:
+            raise ValueError(f"one value may have {LARGEST_JSON} characters, and it has more")
+        whole = _parse(start + rest)
     except (ValueError, RecursionError) as error:
         raise _not_json(path, error) from error
     if isinstance(whole, dict):
@@ -294,8 +313,10 @@ def _array(file: TextIO, text: str, path: Path) -> Iterator[Any]:
             value, end = decoder.raw_decode(text, place)
             if end == len(text):
                 raise ValueError("a number may go on")
+        except RecursionError as error:
+            raise _not_json(path, error) from error
         except ValueError as error:
-            more = file.read(max(1 << 20, len(text)))
+            more = file.read(max(1 << 20, len(text))) if len(text) < LARGEST_JSON else ""
             if not more:
                 raise _not_json(path, error) from error
             text, place = text[place:] + more, 0

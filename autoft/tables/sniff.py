@@ -8,16 +8,18 @@ import gzip
 import io
 import re
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, BinaryIO, TextIO, cast
+from typing import BinaryIO, TextIO, cast
 
 from autoft.errors import DataError
 
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 LARGEST_CELL = 1 << 26  # characters; beyond it a quote was surely left open
 _HEAD = 1 << 18
+MOST_COLUMNS = 10_000
 _NO_TEXT = {
     b"PK\x03\x04": "an Excel workbook or another ZIP archive",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
@@ -55,10 +57,10 @@ class Dialect:
     quoted: bool = True
     escaped: bool = False
 
-    def reader(self, file: IO[str]) -> csv._reader:  # type: ignore[name-defined]
+    def reader(self, lines: Iterable[str]) -> csv._reader:  # type: ignore[name-defined]
         """Return a reader of rows."""
         return csv.reader(
-            file,
+            lines,
             delimiter=self.delimiter,
             quoting=csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE,
             escapechar="\\" if self.escaped else None,
@@ -75,6 +77,23 @@ def open_bytes(path: Path) -> BinaryIO:
 def open_text(path: Path, encoding: str) -> TextIO:
     """Open a file as text, its line ends as they are; bytes that are not of the encoding become lone surrogates."""
     return io.TextIOWrapper(open_bytes(path), encoding=encoding, errors="surrogateescape", newline="")
+
+
+def lines_of(file: TextIO, path: Path) -> Iterator[str]:
+    """Yield a file's lines; a line without an end must not fill memory, nor must what little compressed data unpacks to.
+
+    Raises:
+        DataError: A line is longer than `LARGEST_CELL`.
+    """
+    number = 0
+    while line := file.readline(LARGEST_CELL):
+        number += 1
+        if len(line) == LARGEST_CELL and line[-1] not in "\r\n":
+            raise DataError(
+                f"a line may have {LARGEST_CELL} characters, but line {number} of {path} has more",
+                "look at the file: its lines must end in line feeds",
+            )
+        yield line
 
 
 def find_encoding(path: Path) -> str:
