@@ -56,6 +56,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "processes",
         "worker_process",
         "trials",
+        "storage",
+        "outage",
         "promotion",
         "finish",
         "contest",

@@ -13,7 +13,7 @@ from commands import files_in, json_lines
 
 from autoft.errors import RunError
 from autoft.events import Event
-from autoft.runfolder import LOCK, STUDY, RunFolder, open_run
+from autoft.runfolder import FORMAT, LOCK, STUDY, RunFolder, open_run
 
 IDENTITY: dict[str, Any] = {
     "name": "digits",
@@ -55,7 +55,7 @@ def test_new_folder_is_made_with_its_parents_and_records_what_it_is_made_of(tmp_
     with open_run(path, IDENTITY, FACTS, "name: digits\n") as run:
         assert not run.resumed
         assert (path / "study.yaml").read_text() == "name: digits\n"
-        assert json.loads((path / LOCK).read_text()) == {"identity": IDENTITY, **FACTS}
+        assert json.loads((path / LOCK).read_text()) == {"format": FORMAT, "identity": IDENTITY, **FACTS}
         run.log(Event("trial", "trial 0", {"trial": 0}))
         run.study.write_bytes(b"")
         assert run.study == path / STUDY
