@@ -226,7 +226,7 @@ def is_full_disk_of_run(error: DBAPIError) -> bool:
 
 
 def _cause(error: BaseException) -> DBAPIError | None:
-    """Return the database's own error behind one of Optuna's; one that passes is preferred. None: it is a mistake of ours."""
+    """Return the database's own error behind one of Optuna's; one that passes first. None: a mistake of ours."""
     known = (OperationalError, InterfaceError, InternalError, ProgrammingError)
     found = [one for one in _chain(error) if isinstance(one, DBAPIError)]
     found = [one for one in found if isinstance(one, known) or hasattr(one.orig, "sqlite_errorname")]

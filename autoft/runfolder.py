@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import socket
 import time
@@ -237,8 +236,8 @@ def _read_lock(path: Path) -> dict[str, Any]:
         raise RunError(f"{path / LOCK} is damaged: `format` is {found!r}", "choose another folder with -o")
     if found > FORMAT:
         raise RunError(
-            f"the run folder {path} was made by autoft {_maker(lock)}, in format {found}; this is autoft {version('autoft')}, "
-            f"which knows formats up to {FORMAT}",
+            f"the run folder {path} was made by autoft {_maker(lock)}, in format {found}; "
+            f"this is autoft {version('autoft')}, which knows formats up to {FORMAT}",
             "pip install -U autoft, or choose another folder with -o",
         )
     return lock
@@ -355,8 +354,8 @@ def _holder(path: Path) -> tuple[str, str]:
     if known.host != socket.gethostname():
         return (
             f" (pid {known.pid} on {known.host})",
-            f"wait for it, or choose another folder with -o; this machine cannot see whether {known.host} still runs: if it is "
-            "gone, the file server drops its lock after a while",
+            f"wait for it, or choose another folder with -o; from here nobody can see whether {known.host} still runs: "
+            "if it is gone, the file server drops its lock after a while",
         )
     try:
         lives = abs(psutil.Process(known.pid).create_time() - known.started) < SAME_START

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping

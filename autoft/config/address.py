@@ -32,16 +32,17 @@ def without_password(url: str) -> str:
 
 def scrubbed(text: str, url: str) -> str:
     """Return a text in which a URL and its password are hidden, however a library has written them."""
-    secrets = [match[2] for match in (_PASSWORD.search(url), *_ASKED.finditer(url)) if match and match[2] != HIDDEN]
+    found = [match[2] for match in (_PASSWORD.search(url), *_ASKED.finditer(url)) if match and match[2] != HIDDEN]
     text = text.replace(url, masked(url))
-    for secret in sorted({form for secret in secrets for form in (secret, unquote(secret))}, key=len, reverse=True):
-        text = text.replace(secret, HIDDEN) if secret else text
+    forms = {form for secret in found for form in (secret, unquote(secret)) if form}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, HIDDEN)
     return text
 
 
 def objection(url: str) -> tuple[str, str | None] | None:
     """Return what is wrong with a storage's URL, and what to do; None where nothing is. No password is in either."""
-    shown = repr(masked(url))
+    shown = repr(masked(url)) if "://" in url else "another text"
     if url.startswith("sqlite"):
         if re.fullmatch(r"sqlite:////[^?]+", url):
             return None

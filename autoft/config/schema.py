@@ -442,7 +442,7 @@ class StudyConfig(Section):
         return problem_at(self._places, tuple(where.split(".")), message, hint)
 
     def to_yaml(self) -> str:
-        """Return the resolved study as a study file: paths are absolute, defaults written out, a storage's password is not."""
+        """Return the resolved study as a study file: absolute paths, every default, no password of a storage."""
         return "# The resolved study, as autoft understood it.\n" + yaml.dump(
             self._plain(), Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10_000
         )
