@@ -34,7 +34,7 @@ from autoft.runfolder import RunFolder, open_run
 from autoft.session import SHARING, make_worker, open_session
 from autoft.space import Candidate, suggest
 from autoft.specs import is_better
-from autoft.storage import choose_url
+from autoft.storage import choose_url, connect
 from autoft.train import EpochReport, TrainConfig, choose_epochs
 from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, WHOLE
 from autoft.worker import WEIGHTS, Failure, Outcome, Worker, is_full_disk, settle
@@ -87,6 +87,8 @@ def search(
     _check_refit(prepared)
     try:
         url = choose_url(config.search.storage, path)
+        if url is not None:
+            connect(url).engine.dispose()  # before anything takes minutes
         shown = config.with_storage(url).to_yaml()
         with open_run(path, identity(prepared), facts(prepared), shown, defaults=defaults(), storage=url) as run:
 

@@ -210,6 +210,8 @@ def connect(
     try:
         if url.startswith("sqlite"):
             file = Path(url.removeprefix("sqlite:///"))
+            if not file.parent.is_dir():
+                raise NotADirectoryError(f"there is no folder {file.parent}")
             # beside the file, as SQLite has no lock that outlives a transaction: others make the same tables
             with FileLock(file.with_name(f".{file.name}.opening"), timeout=BUSY):
                 return _sqlite(file, url, warn, should_stop, patience)

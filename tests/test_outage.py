@@ -20,6 +20,7 @@ from autoft import outage
 from autoft.errors import StorageError
 from autoft.outage import TOKEN, PatientStorage
 from autoft.storage import connect
+from autoft.worker import is_full_disk
 
 if TYPE_CHECKING:
     from postgres import Server
@@ -250,6 +251,17 @@ def test_file_that_became_read_only_is_an_error_at_once(tmp_path: Path) -> None:
     storage.engine.dispose()
     with pytest.raises(StorageError, match="readonly"):
         study.set_user_attr("a", 1)
+
+
+def test_full_disk_stays_what_it_is_for_the_search_to_tell(tmp_path: Path) -> None:
+    storage = connect(f"sqlite:///{tmp_path / 'shared.db'}", patience=1e9)
+    study = study_on(storage)
+    with storage.engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(optuna.exceptions.StorageInternalError) as caught:
+        study.set_user_attr("a", "x" * 100_000)
+    assert is_full_disk(caught.value)
 
 
 def test_lock_of_another_process_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

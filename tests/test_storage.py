@@ -226,6 +226,16 @@ def test_server_that_goes_away_stops_the_search_with_exit_code_2_and_the_same_co
     assert essence(read_study(run, {VARIABLE: url})[0]) == essence(read_study(here)[0])
 
 
+@pytest.mark.usefixtures("toys")
+def test_database_that_cannot_be_opened_is_told_before_anything_is_built(toy_images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("psycopg")
+    heard = Heard()
+    with pytest.raises(StorageError, match="cannot be opened"):
+        run_search(toy_images, tmp_path / "run", f"search.storage=postgresql://ann@/db?host={tmp_path}", on_event=heard)
+    assert {event.kind for event in heard.events} <= {"data", "warning"}
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("who", "database", "words"),
     [
@@ -252,6 +262,12 @@ def test_server_that_nobody_runs_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"ann:\*\*\*@/db.* cannot be opened") as caught:
         connect(f"postgresql://ann:wr0ngpass@/db?host={tmp_path}")
     assert "see that the server runs" in str(caught.value.hint)
+
+
+def test_shared_file_needs_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be opened: there is no folder"):
+        connect(f"sqlite:///{tmp_path / 'missing' / 'shared.db'}")
+    assert not (tmp_path / "missing").exists()
 
 
 def test_missing_driver_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

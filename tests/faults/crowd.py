@@ -79,7 +79,7 @@ def read(number: int, run: str, until: str) -> int:
     while not Path(until).exists():
         read_study(Path(run))
         reads += 1
-        time.sleep(0.05)
+        time.sleep(0.2)  # as a person or a dashboard would, and more often
     return reads
 
 
