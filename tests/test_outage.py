@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
@@ -256,9 +257,8 @@ def test_file_that_became_read_only_is_an_error_at_once(tmp_path: Path) -> None:
 def test_full_disk_stays_what_it_is_for_the_search_to_tell(tmp_path: Path) -> None:
     storage = connect(f"sqlite:///{tmp_path / 'shared.db'}", patience=1e9)
     study = study_on(storage)
-    with storage.engine.connect() as connection:
-        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
-        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    storage.engine.dispose()
+    sqlalchemy.event.listen(storage.engine, "connect", lambda made, _: made.execute("PRAGMA max_page_count = 1"))
     with pytest.raises(optuna.exceptions.StorageInternalError) as caught:
         study.set_user_attr("a", "x" * 100_000)
     assert is_full_disk(caught.value)
