@@ -175,7 +175,7 @@ def _open_file(
             load_if_exists=True,
             **_never_asked(),
         )
-    except (sqlite3.Error, SQLAlchemyError, StorageInternalError) as error:
+    except (sqlite3.Error, SQLAlchemyError, StorageInternalError, RuntimeError) as error:
         if is_full_disk(error):
             raise
         raise RunError(
@@ -214,6 +214,7 @@ def connect(
                 raise NotADirectoryError(f"there is no folder {file.parent}")
             # beside the file, as SQLite has no lock that outlives a transaction: others make the same tables
             with FileLock(file.with_name(f".{file.name}.opening"), timeout=BUSY):
+                _refuse_other(stored_schema(file), url)
                 return _sqlite(file, url, warn, should_stop, patience)
         return _postgresql(url, warn, should_stop, patience)
     except ImportError as error:
@@ -221,7 +222,8 @@ def connect(
             f"{masked(url)} needs the package psycopg, which is missing: {first_line(error)}",
             "pip install 'autoft[postgresql]'",
         ) from error
-    except (OSError, sqlite3.Error, SQLAlchemyError, StorageInternalError, ValueError) as error:
+    # a RuntimeError is Optuna's, of tables from before they had versions
+    except (OSError, sqlite3.Error, SQLAlchemyError, StorageInternalError, ValueError, RuntimeError) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         raise StorageError(
             f"{masked(url)} cannot be opened: {scrubbed(first_line(cause or error), url)}",
@@ -289,10 +291,13 @@ def _making(engine: sqlalchemy.Engine) -> Iterator[sqlalchemy.Connection]:
 
 
 def _check_schema(connection: sqlalchemy.Connection, url: str) -> None:
-    """Refuse a shared database whose tables are another Optuna's: others may be using them."""
-    if not sqlalchemy.inspect(connection).has_table("alembic_version"):
-        return  # new, or not Optuna's yet
-    stored = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalar()
+    """Refuse a server's tables where they are another Optuna's: others may be using them."""
+    if sqlalchemy.inspect(connection).has_table("alembic_version"):  # else it is new, or not Optuna's yet
+        _refuse_other(connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalar(), url)
+
+
+def _refuse_other(stored: str | None, url: str) -> None:
+    """Refuse tables of another version than the installed Optuna's."""
     known, head = schemas()
     if stored is None or stored == head:
         return

@@ -331,6 +331,27 @@ def test_file_of_an_older_optuna_is_not_read_without_an_upgrade(tmp_path: Path) 
     assert files_in(tmp_path) == before
 
 
+def test_shared_file_of_another_optuna_is_refused_and_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "shared.db"
+    connect(f"sqlite:///{file}")
+    age(file, "v3.0.0.d")
+    before = file.read_bytes()
+    with pytest.raises(StorageError, match="an older Optuna") as caught:
+        open_study(tmp_path, f"sqlite:///{file}", "photos", "maximize")
+    assert "optuna storage upgrade --storage sqlite" in str(caught.value.hint)
+    assert file.read_bytes() == before
+
+
+def test_file_with_tables_from_before_they_had_versions_is_named(tmp_path: Path) -> None:
+    open_study(tmp_path, None, "photos", "maximize")
+    with closing(sqlite3.connect(tmp_path / STUDY)) as file:
+        file.execute("DROP TABLE alembic_version")
+        file.execute("UPDATE version_info SET schema_version = 1")
+        file.commit()
+    with pytest.raises(RunError, match=r"study\.db cannot be read: The runtime optuna version"):
+        open_study(tmp_path, None, "photos", "maximize")
+
+
 @pytest.mark.parametrize(
     ("schema", "said", "hint"),
     [("v3.0.0.d", "an older", "optuna storage upgrade --storage postgresql"), ("v99", "a newer", "pip install -U optuna")],
