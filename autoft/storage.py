@@ -1,24 +1,20 @@
-"""Where a run's trials are: a file in its folder, or a database that other runs may share; finds, opens, upgrades, reads it.
+"""Where a run's trials are: a file in its folder, or a database that other runs may share; finds, opens and reads it.
 
-How an opened database is held through an outage is left to `outage.py`.
+How an opened database is held through an outage is left to `outage.py`, tables of other versions to `optuna_tables.py`.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
-from alembic.script import ScriptDirectory
 from filelock import FileLock
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
@@ -26,17 +22,17 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from autoft.config.address import HIDDEN, is_masked, masked, objection, scrubbed, without_password
+from autoft.config.address import is_masked, masked, objection, scrubbed, without_password
 from autoft.errors import RunError, StorageError, first_line
 from autoft.events import Event, Listener
-from autoft.files import copy_atomically, read_json, write_json
+from autoft.files import read_json, write_json
+from autoft.optuna_tables import BUSY, connect_file, other_schema, refuse_other, schemas, stored_schema, upgrade
 from autoft.outage import PatientStorage
 from autoft.runfolder import PLACE, STUDY
 from autoft.specs import Direction
 from autoft.worker import is_full_disk
 
 VARIABLE = "AUTOFT_STORAGE"
-BUSY = 60.0  # seconds that SQLite waits for a lock: readers hold one for milliseconds, a machine that pages for longer
 # A server that is gone without a word is noticed: libpq tells the kernel to look after the connection.
 POSTGRESQL = {
     "connect_timeout": 10,
@@ -167,7 +163,7 @@ def _open_file(
     database: Path, name: str, direction: Direction, warn: Callable[[str], None], should_stop: Callable[[], bool]
 ) -> optuna.Study:
     try:
-        _upgrade(database, warn)
+        upgrade(database, warn)
         return optuna.create_study(
             storage=_sqlite(database, str(database), warn, should_stop),
             study_name=name,
@@ -214,7 +210,7 @@ def connect(
                 raise NotADirectoryError(f"there is no folder {file.parent}")
             # beside the file, as SQLite has no lock that outlives a transaction: others make the same tables
             with FileLock(file.with_name(f".{file.name}.opening"), timeout=BUSY):
-                _refuse_other(stored_schema(file), url)
+                refuse_other(stored_schema(file), url)
                 return _sqlite(file, url, warn, should_stop, patience)
         return _postgresql(url, warn, should_stop, patience)
     except ImportError as error:
@@ -247,17 +243,12 @@ def _sqlite(
 
     def open_file() -> sqlite3.Connection:
         # once opened, never made anew: a file that somebody has removed would come back empty
-        return _connect(database, make=not opened)
+        return connect_file(database, make=not opened)
 
     options = {"creator": open_file}
     storage = PatientStorage(f"sqlite:///{STUDY}", options, name=name, warn=warn, should_stop=should_stop, patience=patience)
     opened = True
     return storage
-
-
-def _connect(database: Path, *, make: bool = False) -> sqlite3.Connection:
-    where = f"{database.absolute().as_uri()}?mode={'rwc' if make else 'rw'}"
-    return sqlite3.connect(where, uri=True, timeout=BUSY, check_same_thread=False)
 
 
 def _postgresql(
@@ -276,6 +267,12 @@ def _postgresql(
         return PatientStorage(whole, options, name=url, warn=warn, should_stop=should_stop, patience=patience)
 
 
+def _check_schema(connection: sqlalchemy.Connection, url: str) -> None:
+    """Refuse a server's tables where they are another Optuna's: others may be using them."""
+    if sqlalchemy.inspect(connection).has_table("alembic_version"):  # else it is new, or not Optuna's yet
+        refuse_other(connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalar(), url)
+
+
 @contextmanager
 def _making(engine: sqlalchemy.Engine) -> Iterator[sqlalchemy.Connection]:
     """Let one process at a time make tables: a lock that the server drops with the connection."""
@@ -285,81 +282,6 @@ def _making(engine: sqlalchemy.Engine) -> Iterator[sqlalchemy.Connection]:
             yield connection
     finally:
         engine.dispose()
-
-
-# --- schemas of other versions of Optuna ------------------------------------------------------------------------------
-
-
-def _check_schema(connection: sqlalchemy.Connection, url: str) -> None:
-    """Refuse a server's tables where they are another Optuna's: others may be using them."""
-    if sqlalchemy.inspect(connection).has_table("alembic_version"):  # else it is new, or not Optuna's yet
-        _refuse_other(connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalar(), url)
-
-
-def _refuse_other(stored: str | None, url: str) -> None:
-    """Refuse tables of another version than the installed Optuna's."""
-    known, head = schemas()
-    if stored is None or stored == head:
-        return
-    raise StorageError(_other_schema(masked(url), stored, known), _schema_hint(stored, known, masked(url)))
-
-
-def _upgrade(database: Path, warn: Callable[[str], None]) -> None:
-    """Bring the file of a run of an older Optuna to the present schema: a copy is upgraded, and the old file kept."""
-    stored = stored_schema(database)
-    known, head = schemas()
-    if stored is None or stored == head:
-        return
-    if stored not in known:
-        raise StorageError(_other_schema(str(database), stored, known), _schema_hint(stored, known, ""))
-    backup = database.with_name(f"{database.name}.schema-{stored}")
-    with tempfile.TemporaryDirectory(prefix="autoft-upgrade-") as folder, _quiet_alembic():
-        draft = Path(folder) / STUDY
-        with closing(_connect(database)) as file, closing(sqlite3.connect(draft)) as copy:
-            file.backup(copy)
-        RDBStorage(f"sqlite:///{draft}", skip_compatibility_check=True).upgrade()
-        copy_atomically(database, backup)
-        copy_atomically(draft, database)
-    warn(f"{database} was of an older Optuna (schema {stored}) and has been upgraded; as it was, it is in {backup.name}")
-
-
-def stored_schema(database: Path) -> str | None:
-    """Return the version of the tables in an SQLite file; None where there are none yet."""
-    if not database.is_file() or database.stat().st_size == 0:
-        return None
-    with closing(_connect(database)) as file:
-        if not file.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
-            return None
-        row = file.execute("SELECT version_num FROM alembic_version").fetchone()
-    return None if row is None else str(row[0])
-
-
-def schemas() -> tuple[list[str], str]:
-    """Return the versions of its tables that the installed Optuna knows, and the one that it works with."""
-    script = ScriptDirectory(str(Path(optuna.__file__).parent / "storages" / "_rdb" / "alembic"))
-    return [revision.revision for revision in script.walk_revisions()], str(script.get_current_head())
-
-
-def _other_schema(where: str, stored: str, known: list[str]) -> str:
-    whose = "an older" if stored in known else "a newer"
-    return f"{where} has the tables of {whose} Optuna (schema {stored}), which Optuna {version('optuna')} does not read"
-
-
-def _schema_hint(stored: str, known: list[str], url: str) -> str:
-    if stored not in known:
-        return "pip install -U optuna"
-    return f"make a backup, then `optuna storage upgrade --storage {url}` with your password in place of {HIDDEN}"
-
-
-@contextmanager
-def _quiet_alembic() -> Iterator[None]:
-    """Keep alembic from setting up the logging of this whole process, as it does where it finds none."""
-    handler = logging.NullHandler()
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
 
 
 # --- reading a run that may be searched meanwhile ---------------------------------------------------------------------
@@ -394,7 +316,7 @@ def read_study(run: Path, environ: Mapping[str, str] = os.environ) -> tuple[list
     try:
         with closing(sqlite3.connect(":memory:", check_same_thread=False)) as copy:
             # not read-only: a killed search may have left a journal, with which the file must first be mended
-            with closing(_connect(database)) as file:
+            with closing(connect_file(database)) as file:
                 file.backup(copy)
             options = {"creator": lambda: copy, "poolclass": StaticPool}
             storage = RDBStorage("sqlite://", engine_kwargs=options, skip_compatibility_check=True)
@@ -402,7 +324,7 @@ def read_study(run: Path, environ: Mapping[str, str] = os.environ) -> tuple[list
                 known, _ = schemas()
                 stored = storage.get_current_version()
                 hint = "a search that goes on in the folder upgrades it" if stored in known else "pip install -U optuna"
-                raise StorageError(_other_schema(str(database), stored, known), hint)
+                raise StorageError(other_schema(str(database), stored, known), hint)
             names = optuna.get_all_study_names(storage)
             return _content(optuna.load_study(study_name=names[0], storage=storage)) if names else ([], "maximize")
     except (sqlite3.DatabaseError, SQLAlchemyError, StorageInternalError) as error:

@@ -57,6 +57,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "worker_process",
         "trials",
         "storage",
+        "optuna_tables",
         "outage",
         "promotion",
         "finish",

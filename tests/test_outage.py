@@ -265,7 +265,7 @@ def test_full_disk_stays_what_it_is_for_the_search_to_tell(tmp_path: Path) -> No
 
 
 def test_lock_of_another_process_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoft.storage.BUSY", 0.01)  # SQLite's own wait; what is tested is ours, that comes after
+    monkeypatch.setattr("autoft.optuna_tables.BUSY", 0.01)  # SQLite's own wait; what is tested is ours, that comes after
     file = tmp_path / "shared.db"
     study = study_on(connect(f"sqlite:///{file}"))
     other = sqlite3.connect(file, check_same_thread=False)
@@ -279,7 +279,7 @@ def test_lock_of_another_process_is_waited_for(tmp_path: Path, monkeypatch: pyte
 
 
 def test_lock_that_is_never_released_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoft.storage.BUSY", 0.01)
+    monkeypatch.setattr("autoft.optuna_tables.BUSY", 0.01)
     file = tmp_path / "shared.db"
     study = study_on(connect(f"sqlite:///{file}", patience=0.05))
     other = sqlite3.connect(file)

@@ -17,9 +17,10 @@ from optuna.trial import FrozenTrial, TrialState
 from autoft import outage
 from autoft.errors import RunError, StorageError
 from autoft.insight.evidence import read_run
+from autoft.optuna_tables import schemas, stored_schema
 from autoft.reexport import export_again
 from autoft.runfolder import PLACE, STUDY
-from autoft.storage import VARIABLE, choose_url, connect, open_study, read_study, schemas, stored_schema
+from autoft.storage import VARIABLE, choose_url, connect, open_study, read_study
 
 if TYPE_CHECKING:
     from postgres import Server

@@ -24,8 +24,9 @@ from kills import Search
 from promise import Tally
 
 from autoft.errors import AutoftError, StorageError
+from autoft.optuna_tables import stored_schema
 from autoft.runfolder import FORMAT, LOCK, STUDY, open_run
-from autoft.storage import VARIABLE, connect, open_study, read_study, stored_schema
+from autoft.storage import VARIABLE, connect, open_study, read_study
 
 CROWD = 16
 SETTINGS = ("search.trials=8", "trainer.epochs=6", "search.seeds=1", "search.workers=0")
