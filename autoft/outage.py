@@ -32,6 +32,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0  # between two tries; it doubles
 QUIET = 2.0  # seconds of an outage before the user hears of it
 TOKEN = "autoft:token"  # system attribute of a trial: the one call that made it
 RESUME = "nothing that was finished is lost: once it is back, type the same command again"
+RESTORE = "make it as it was, from a backup where it is damaged or gone; then type the same command again"
 
 T = TypeVar("T")
 
@@ -170,7 +171,7 @@ class PatientStorage(RDBStorage):
                     raise
                 reason = scrubbed(first_line(cause.orig or cause), self._secret)
                 if not is_passing(cause):
-                    raise StorageError(f"{self._name} cannot be used any more: {reason}", RESUME) from None
+                    raise StorageError(f"{self._name} cannot be used any more: {reason}", RESTORE) from None
                 spent = time.monotonic() - began
                 stopped = self._should_stop()
                 if spent > (min(self._patience, STOP_PATIENCE) if stopped else self._patience):

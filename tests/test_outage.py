@@ -238,8 +238,9 @@ def test_file_that_is_lost_during_a_search_is_an_error_at_once(
     if fresh:
         storage.engine.dispose()  # as a pool does with a connection that failed
     before = file.exists()
-    with pytest.raises(StorageError, match=r"shared\.db cannot be used any more"):
+    with pytest.raises(StorageError, match=r"shared\.db cannot be used any more") as caught:
         study.ask()
+    assert "from a backup" in str(caught.value.hint)
     assert file.exists() == before, "an empty file would hide that the trials are gone"
 
 
