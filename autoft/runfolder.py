@@ -34,6 +34,7 @@ TUNED = "tuned.json"  # what was measured for each backbone: precision, compilat
 COSTS = "costs.json"  # what the backbones cost once deployed: measured once, for it is never quite the same again
 HELD = ".held"
 SHOWN_DIFFERENCES = 5
+SIGNING = 1.0  # seconds that whoever takes a folder may need until its name is in it
 SAME_START = 2.0  # seconds by which the start of one process may seem to move, as clocks are set
 
 
@@ -159,8 +160,9 @@ def open_run(
         holder.release()
         if made and not (path / LOCK).exists():
             (path / HELD).unlink(missing_ok=True)
-            for folder in made:
-                folder.rmdir()
+            with contextlib.suppress(OSError):  # another process has taken it this moment
+                for folder in made:
+                    folder.rmdir()
 
 
 def was_searched(path: Path) -> bool:
@@ -180,11 +182,11 @@ def _traceless(path: Path) -> Iterator[None]:
         yield
     except BaseException:
         if not was_searched(path):
-            for name in (LOCK, PLACE, "study.yaml", "log.jsonl", PROBES, TUNED, COSTS):
-                (path / name).unlink(missing_ok=True)
             for folder in (path / TOKENS, path / PIXELS, path / HEADS):
                 if folder.is_dir():
                     shutil.rmtree(folder)
+            for name in (PLACE, "study.yaml", "log.jsonl", PROBES, TUNED, COSTS, LOCK):  # the last says whose the others are
+                (path / name).unlink(missing_ok=True)
         raise
 
 
@@ -208,15 +210,18 @@ def _check_folder(path: Path) -> list[Path]:
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
             path.mkdir(parents=True)
+            return made
+        except FileExistsError:
+            pass  # by another process, this moment: it is that one's to take away again
         except OSError as error:
             raise RunError(f"the run folder {path} cannot be made: {error}", "choose another folder with -o") from error
-        return made
     if not path.is_dir():
         raise RunError(f"a run folder must be a folder, but {path} is a file", "choose another folder with -o")
     # a kill may have come while the very first file was written
     ours = (HELD, f".{LOCK}.")
     others = [entry.name for entry in path.iterdir() if not entry.name.startswith(ours)]
-    if others and LOCK not in others:
+    # looked for last: one that another process writes this moment is there before anything else
+    if others and not (path / LOCK).exists():
         raise RunError(
             f"a run folder must be new, empty or of the same study, but {path} holds {_listed(sorted(others))}",
             "choose another folder with -o",
@@ -341,6 +346,16 @@ def _signature(path: Path) -> _Signature | None:
         return None  # the other process has not written it yet; the refusal stands without it
 
 
+def _lives(known: _Signature) -> bool:
+    """Return whether the process that signed on this machine is still there."""
+    try:
+        return abs(psutil.Process(known.pid).create_time() - known.started) < SAME_START
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True  # another user's: it is there, and that is all that can be known
+
+
 def _holder(path: Path) -> tuple[str, str]:
     """Return who holds a folder, in words, and what to do.
 
@@ -348,7 +363,12 @@ def _holder(path: Path) -> tuple[str, str]:
     by something that lives. What was written about the holder may be old.
     """
     wait = "wait for it, or choose another folder with -o"
-    known = _signature(path)
+    deadline = time.monotonic() + SIGNING
+    # one that took the folder this moment has not signed yet, and what is there may be of one that was killed before
+    while (known := _signature(path)) is None or (known.host == socket.gethostname() and not _lives(known)):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(SIGNING / 20)
     if known is None:
         return "", wait
     if known.host != socket.gethostname():
@@ -357,13 +377,7 @@ def _holder(path: Path) -> tuple[str, str]:
             f"wait for it, or choose another folder with -o; from here nobody can see whether {known.host} still runs: "
             "if it is gone, the file server drops its lock after a while",
         )
-    try:
-        lives = abs(psutil.Process(known.pid).create_time() - known.started) < SAME_START
-    except psutil.NoSuchProcess:
-        lives = False
-    except psutil.AccessDenied:
-        lives = True  # another user's: it is there, and that is all that can be known
-    if lives:
+    if _lives(known):
         return f" (pid {known.pid})", wait
     return (
         f" (pid {known.pid} held it, but has ended: a process that it started must still have the folder open)",

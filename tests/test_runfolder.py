@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,32 @@ def test_lock_whose_pid_another_program_has_by_now_is_not_taken_for_that_program
         assert f"(pid {me.pid})" in refusal(run.path).message
         sign(run.path, me.pid, socket.gethostname(), me.create_time() - 3600)
         assert f"(pid {me.pid} held it, but has ended" in refusal(run.path).message
+
+
+def test_holder_that_signs_a_moment_later_is_named(tmp_path: Path) -> None:
+    """What is there until then is of one that was killed."""
+    me = psutil.Process()
+    with open_run(tmp_path / "run", IDENTITY, FACTS, "") as run:
+        for left in ("", f"{ended_process()}\n{socket.gethostname()}\n0.0\n"):
+            (run.path / ".held.pid").write_text(left)
+            late = threading.Timer(0.2, sign, (run.path, me.pid, socket.gethostname(), me.create_time()))
+            late.start()
+            assert refusal(run.path).message.endswith(f"(pid {me.pid})")
+            late.join()
+
+
+def test_folder_that_another_process_makes_this_moment_is_not_taken_for_foreign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, make = tmp_path / "run", Path.mkdir
+
+    def late(self: Path, *arguments: Any, **named: Any) -> None:
+        make(self, *arguments, **named)
+        if self == path:
+            make(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    assert not try_to_open(path).resumed
 
 
 def test_lock_of_another_machine_is_named_with_it(tmp_path: Path) -> None:
