@@ -156,6 +156,14 @@ def search(
         str | None,
         typer.Option("--devices", help="all, or a list as cuda:0,cuda:1; a worker each.  [default: the study's, or auto]"),
     ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage",
+            metavar="URL",
+            help="Database that keeps the trials.  [default: the study's, or AUTOFT_STORAGE, or none]",
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -193,6 +201,7 @@ def search(
             "search.seeds": seeds,
             "search.workers": workers,
             "search.devices": devices,
+            "search.storage": None if storage is None else json.dumps(storage),  # JSON is YAML
             "trainer.epochs": epochs,
             "trainer.device": device,
         },

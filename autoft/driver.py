@@ -23,7 +23,7 @@ from autoft.errors import AutoftError, ConfigError, RepeatedBugError, first_line
 from autoft.events import Event, Listener
 from autoft.failures import full_disk, stop_if_not_its_fault
 from autoft.finish import SearchResult, export_winner, note, nothing_trained, stored_result, summarize
-from autoft.identity import facts, identity
+from autoft.identity import defaults, facts, identity
 from autoft.mix import Mixture
 from autoft.preflight import KEPT_TRIALS, MOST_RESTING, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
@@ -34,6 +34,7 @@ from autoft.runfolder import RunFolder, open_run
 from autoft.session import SHARING, make_worker, open_session
 from autoft.space import Candidate, suggest
 from autoft.specs import is_better
+from autoft.storage import choose_url, connect
 from autoft.train import EpochReport, TrainConfig, choose_epochs
 from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, WHOLE
 from autoft.worker import WEIGHTS, Failure, Outcome, Worker, is_full_disk, settle
@@ -85,7 +86,11 @@ def search(
     config = prepared.config  # with the models of presets in their places
     _check_refit(prepared)
     try:
-        with open_run(path, identity(prepared), facts(prepared), config.to_yaml()) as run:
+        url = choose_url(config.search.storage, path)
+        if url is not None:
+            connect(url).engine.dispose()  # before anything takes minutes
+        shown = config.with_storage(url).to_yaml()
+        with open_run(path, identity(prepared), facts(prepared), shown, defaults=defaults(), storage=url) as run:
 
             def listener(event: Event) -> None:
                 run.log(event)
@@ -180,7 +185,7 @@ class _Driver:
         self.user_stops = should_stop
         self.config = prepared.config
         self.objective = prepared.objective
-        opened = open_session(prepared, run, worker, checked, listener, started=started)
+        opened = open_session(prepared, run, worker, checked, listener, started=started, should_stop=should_stop)
         self.space, self.trials, self.recipe = opened.space, opened.trials, opened.recipe
         self.seconds_before = opened.seconds_before
         limit = self.config.search.time_limit

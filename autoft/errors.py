@@ -43,6 +43,10 @@ class RunError(AutoftError):
     """A run folder is locked, full, or belongs to another study; or no trial gave a model."""
 
 
+class StorageError(RunError):
+    """The trials of a run cannot be reached, or not any more; nothing that was finished is lost."""
+
+
 class ExportError(AutoftError):
     """The exported model does not behave as the trained one; nothing was handed out."""
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from autoft.config import DataConfig, StudyConfig
 from autoft.export.bundle import RECORDED_PACKAGES
 from autoft.files import read_json, sha256
 from autoft.prepare import Prepared
@@ -27,6 +28,17 @@ def identity(prepared: Prepared) -> dict[str, Any]:
         for backbone in prepared.backbones
     ]
     return made_of
+
+
+def defaults() -> dict[str, Any]:
+    """Return the settings of `identity` that nobody has to set, as they are then.
+
+    A folder of an older autoft lacks those that came later: it trained as their defaults do, since a new setting's default
+    changes nothing. Where one must, `runfolder.FORMAT` is raised.
+    """
+    usual = StudyConfig(name="any", data=DataConfig(path=Path("any"))).identity()
+    del usual["name"], usual["data"]["path"]
+    return usual
 
 
 def weights_identity(weights: str) -> str:

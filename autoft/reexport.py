@@ -20,13 +20,14 @@ from autoft.errors import AutoftError, RunError
 from autoft.events import Event, Listener
 from autoft.files import load_tensors, read_json, write_json
 from autoft.finish import RESULT, export_chosen, look_at_test
-from autoft.identity import facts, identity
+from autoft.identity import defaults, facts, identity
 from autoft.mix import Mixture
 from autoft.preflight import preflight
 from autoft.prepare import Prepared, load_config, prepare
 from autoft.reproduce import STUDY_FILE, threads, train_up_to
-from autoft.runfolder import LOCK, STUDY, RunFolder, open_run
+from autoft.runfolder import LOCK, PLACE, STUDY, RunFolder, open_run
 from autoft.session import Session, make_worker, open_session
+from autoft.storage import choose_url
 from autoft.telling import tell_variants
 from autoft.worker import WEIGHTS, Job, Worker
 
@@ -64,7 +65,8 @@ def find_run(target: Path) -> tuple[Path, int | None]:
     """
     trial = int(target.name) if target.parent.name == "trials" and target.name.isdecimal() else None
     run = target if trial is None else target.parent.parent
-    for name in (LOCK, STUDY, STUDY_FILE):
+    trials = PLACE if (run / PLACE).is_file() else STUDY
+    for name in (LOCK, trials, STUDY_FILE):
         if not (run / name).is_file():
             raise RunError(f"a run folder has {name}, but {run} has none", "`autoft search` makes it: runs/NAME, or -o")
     return run, trial
@@ -113,7 +115,11 @@ def export_again(
     wanted, _ = load_config(run_path / STUDY_FILE, [*here, *overrides], plugins=plugins)
     prepared = prepare(config, catalog, listener)
     study = (run_path / STUDY_FILE).read_text(encoding="utf-8")
-    with open_run(run_path, identity(prepared), facts(prepared), study) as run, tempfile.TemporaryDirectory() as scratch:
+    url = choose_url(config.search.storage, run_path)
+    with (
+        open_run(run_path, identity(prepared), facts(prepared), study, defaults=defaults(), storage=url) as run,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         had_prefix = run.prefix.exists()
         worker = make_worker(prepared, run, shared=False)
         checked = preflight(prepared, worker, run.path, listener, export=False)

@@ -266,7 +266,11 @@ def _compare(lock: Mapping[str, Any], prepared: Prepared) -> list[Difference]:
 
 
 def _by_name(made_of: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `lock.json` holds with each plugin under its name: another installed before it is no difference."""
+    """Return what `lock.json` holds with each plugin under its name: another installed before it is no difference.
+
+    The number of the folder's format says nothing of the training.
+    """
+    made_of = {name: value for name, value in made_of.items() if name != "format"}
     named = {one["name"]: f"{one['package']} {one['version']} ({one['state']})" for one in made_of["plugins"]}
     return {**made_of, "plugins": named}
 

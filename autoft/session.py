@@ -6,6 +6,7 @@ The driver opens one to search, `autoft export` to take a trial out again.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from autoft.deployed import Apart, allowed
@@ -16,6 +17,7 @@ from autoft.prepare import Prepared
 from autoft.recipe import Recipe, fixed_settings, make_recipe, study_space
 from autoft.runfolder import PROBES, TUNED, RunFolder
 from autoft.space import Space
+from autoft.storage import open_study
 from autoft.trials import Trials
 from autoft.worker import Worker
 
@@ -64,7 +66,14 @@ def make_worker(prepared: Prepared, run: RunFolder, *, shared: bool) -> Worker:
 
 
 def open_session(
-    prepared: Prepared, run: RunFolder, worker: Worker, checked: Checked, listener: Listener, *, started: float
+    prepared: Prepared,
+    run: RunFolder,
+    worker: Worker,
+    checked: Checked,
+    listener: Listener,
+    *,
+    started: float,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Session:
     """Open a run's trials; in a new one, probe and measure first.
 
@@ -75,9 +84,11 @@ def open_session(
         checked: What the preflight found of all backbones.
         listener: Hears of probes and measurements.
         started: When the call began, for the time limit.
+        should_stop: Whether the user wants to stop.
 
     Raises:
         RunError: A file of the folder is damaged.
+        StorageError: The trials cannot be reached.
         ConfigError: The study asks for a space that cannot be.
     """
     config, objective = prepared.config, prepared.objective
@@ -99,9 +110,9 @@ def open_session(
     apart = None
     if several and checked.costs is not None:
         apart = Apart(config.search.objectives, dict(zip(space.labels, checked.costs, strict=True)))
+    study = open_study(run.path, run.storage, config.name, objective.direction, listener=listener, should_stop=should_stop)
     trials = Trials(
-        run.study,
-        config.name,
+        study,
         objective.direction,
         space,
         seed=config.search.seed,

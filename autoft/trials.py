@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import DatabaseError
 
 from autoft.deployed import Apart, Point, front
-from autoft.errors import RunError, first_line
 from autoft.knobs import FRESH, PROBE
 from autoft.promotion import Progress
-from autoft.runfolder import STUDY
 from autoft.space import Space, suggest
 from autoft.specs import Choice, Direction, is_better
-from autoft.worker import is_full_disk
 
 # Trials of these roles never rest. Fine-tuning from the probe's head begins with a good score that first falls: what an
 # early rung shows of it says little.
@@ -43,13 +37,12 @@ CLOCK = "clock"  # what the clock said when it last rested or ended
 
 
 class Trials:
-    """The trials of one run, kept by Optuna in the run folder's SQLite file.
+    """The trials of one run, kept by Optuna.
 
     This process holds the run folder, so it is the only one that writes them.
 
     Args:
-        database: The SQLite file; made where there is none.
-        name: The study's name.
+        study: Theirs, as `storage.open_study` opens it.
         direction: Of the metric.
         space: Its presets are queued first, one a backbone.
         seed: Of the search.
@@ -58,15 +51,11 @@ class Trials:
             epochs already give a good model.
         most: How many trials there may be, or None for any number; no more are queued.
         apart: What the backbones cost, where each is searched by itself; None where all compete for the best score.
-
-    Raises:
-        RunError: The file is damaged.
     """
 
     def __init__(
         self,
-        database: Path,
-        name: str,
+        study: optuna.Study,
         direction: Direction,
         space: Space,
         *,
@@ -81,7 +70,7 @@ class Trials:
         self._seed = seed
         self._probe_first = probe_first
         self._space = space
-        self._study = _open(database, name, direction)
+        self._study = study
         # the preset first, on the first backbone; then on each other one, for an honest first score of all; a kill may
         # have come after some of them
         presets = [
@@ -360,32 +349,3 @@ class Trials:
     def remember(self, name: str, value: float) -> None:
         """Store a number with the study."""
         self._study.set_user_attr(name, value)
-
-
-def _open(database: Path, name: str, direction: Direction) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # autoft reports trials itself
-    try:
-        return optuna.create_study(
-            storage=_storage(database),
-            study_name=name,
-            direction=direction,
-            load_if_exists=True,
-            sampler=optuna.samplers.RandomSampler(),  # never asked: every trial's parameters are queued
-            pruner=optuna.pruners.NopPruner(),
-        )
-    except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
-        if is_full_disk(error):
-            raise
-        raise RunError(
-            f"{database} cannot be read: {first_line(error)}",
-            "restore it from a backup, or choose another folder with -o",
-        ) from error
-
-
-def _storage(database: Path) -> optuna.storages.RDBStorage:
-    """Open Optuna's SQLite storage, by path: in a URL, characters such as `?` in a folder's name would end it."""
-
-    def connect() -> sqlite3.Connection:
-        return sqlite3.connect(database, check_same_thread=False)
-
-    return optuna.storages.RDBStorage(f"sqlite:///{STUDY}", engine_kwargs={"creator": connect})

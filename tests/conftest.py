@@ -17,6 +17,7 @@ import pytest
 from autoft import discovery
 
 if TYPE_CHECKING:
+    from postgres import Server
     from text_bundles import Made
 
 pytest.register_assert_rewrite("commands")
@@ -159,3 +160,18 @@ def fast_export(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("autoft.finish.export_bundle", fake_export)
     monkeypatch.setattr("autoft.preflight.to_onnx", lambda *arguments, **named: None)
+
+
+# --- a database server --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server; tests that need one are skipped, with the reason, where none is installed."""
+    import postgres as servers
+
+    reason = servers.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with servers.running() as server:
+        yield server

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from test_space import space_of
 
 from autoft.space import Space, suggest
+from autoft.storage import open_study
 from autoft.trials import DUE, IN_PLAY, PAUSED, STARTUP_TRIALS, UNTIL, Trials
 
 FULL: Space = space_of(level="full", traits=[frozenset({"batch_norm"})], samples=100)
@@ -20,7 +21,7 @@ FULL: Space = space_of(level="full", traits=[frozenset({"batch_norm"})], samples
 
 def trials(folder: Path, space: Space = FULL, seed: int = 0) -> Trials:
     folder.mkdir(exist_ok=True)
-    return Trials(folder / "study.db", "test", "maximize", space, seed=seed)
+    return Trials(open_study(folder, None, "test", "maximize"), "maximize", space, seed=seed)
 
 
 def tell(kept: Trials, value: float, space: Space = FULL) -> dict[str, Any]:

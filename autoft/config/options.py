@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from autoft.config.address import masked
 from autoft.config.document import (
     MAX_DIGITS,
     Document,
@@ -73,7 +74,9 @@ def override(document: Document, option: str, number: int) -> None:
     """Lay one option, `a.b=value`, over the values."""
     key, equals, text = option.partition("=")
     loc = tuple(part.strip() for part in key.split("."))
-    place = Place((1, number, 0), option=option if option.isprintable() else ascii(option)[1:-1])
+    # no password of a storage may be shown, however wrong its URL is
+    written = f"{key}=..." if key.strip() == "search.storage" else masked(option)
+    place = Place((1, number, 0), option=written if written.isprintable() else ascii(written)[1:-1])
 
     def refuse(message: str, hint: str | None = None) -> None:
         document.findings.append(Finding(loc, message, hint, place=place))

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from autoft.config.address import masked, objection
 from autoft.config.document import Dumper, Loc, Place, problem_at, shown
 from autoft.errors import Problem, nearest
 from autoft.specs import Choice, Range
@@ -146,6 +147,17 @@ def _variants(value: object) -> object:
     raise _invalid(
         f"must be a list of `fp16` and `int8`, but got {shown(value)}", "`[int8]` adds an int8 graph to the bundle"
     )
+
+
+def _storage(value: object) -> object:
+    if value is None:
+        return value
+    if not isinstance(value, str):
+        raise _invalid(f"must be a URL such as `postgresql://USER@HOST/DATABASE`, but got {shown(value)}")
+    wrong = objection(value)
+    if wrong is not None:
+        raise _invalid(*wrong)
+    return value
 
 
 def _objectives(value: object) -> object:
@@ -300,6 +312,7 @@ class SearchConfig(Section):
         workers: Processes that train at the same time; 0 for none beside the search itself. `auto` is one for each core of a
             CPU (8 at most, and as memory allows), and one for each of several devices.
         devices: Where they train: `auto` is `trainer.device`, `all` is every GPU, or a list such as `[cuda:0, cuda:1]`.
+        storage: URL of a database that keeps the trials, of PostgreSQL or SQLite; None for a file in the run folder.
     """
 
     trials: Annotated[Whole, Field(ge=1)] = 20
@@ -317,6 +330,7 @@ class SearchConfig(Section):
     soup: Flag = True
     workers: Annotated[int | Literal["auto"], BeforeValidator(_workers)] = "auto"
     devices: Annotated[tuple[str, ...] | Literal["auto", "all"], BeforeValidator(_devices)] = "auto"
+    storage: Annotated[str | None, BeforeValidator(_storage), Field(repr=False)] = None
 
 
 class TrainerConfig(Section):
@@ -428,24 +442,31 @@ class StudyConfig(Section):
         return problem_at(self._places, tuple(where.split(".")), message, hint)
 
     def to_yaml(self) -> str:
-        """Return the resolved study as a study file: paths are absolute, defaults are written out."""
+        """Return the resolved study as a study file: absolute paths, every default, no password of a storage."""
         return "# The resolved study, as autoft understood it.\n" + yaml.dump(
             self._plain(), Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10_000
         )
 
+    def with_storage(self, url: str | None) -> StudyConfig:
+        """Return the study with its trials elsewhere: at a URL, or in the run folder for None."""
+        return self.model_copy(update={"search": self.search.model_copy(update={"storage": url})})
+
     def identity(self) -> dict[str, Any]:
         """Return what decides whether a run folder belongs to this study, JSON-ready.
 
-        Budget and workers are not part of it: a run may be continued with more trials, more time, or on more devices.
+        Budget, workers and storage are not part of it: a run may be continued with more trials, more time, on more devices,
+        or with its trials at another place.
         """
         plain = self._plain()
-        for budget in ("trials", "time_limit", "workers", "devices"):
-            del plain["search"][budget]
+        for other in ("trials", "time_limit", "workers", "devices", "storage"):
+            del plain["search"][other]
         return plain
 
     def _plain(self) -> dict[str, Any]:
-        """Return all settings as a study file writes them."""
+        """Return all settings as a study file writes them, but for the password of a storage."""
         plain = self.model_dump(mode="json", exclude={"space"})
+        if self.search.storage is not None:
+            plain["search"]["storage"] = masked(self.search.storage)
         plain["space"] = {name: _plain_entry(entry) for name, entry in self.space.items()}
         return plain
 

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import sqlite3
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
 import yaml
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import DatabaseError
-from sqlalchemy.pool import StaticPool
 
-from autoft.errors import RunError, first_line
+from autoft.errors import RunError
 from autoft.files import read_json
 from autoft.finish import RESULT
 from autoft.knobs import BY_NAME, Value
-from autoft.runfolder import STUDY
 from autoft.space import AS_SEARCHED
 from autoft.specs import Direction, Range
+from autoft.storage import read_study
 
 DEPTHS = ("freeze_depth", "freeze_fraction")  # the second where backbones differ in how many stages they have
 
@@ -115,39 +109,6 @@ def read_run(run: Path) -> Evidence:
             f"`autoft search {run / 'study.yaml'} -o {run}` goes on with the search",
         )
     return evidence
-
-
-def read_study(run: Path) -> tuple[list[FrozenTrial], Direction]:
-    """Return the trials of a run's database and their direction, by way of a copy in memory.
-
-    So the search may go on meanwhile, and nothing is written.
-
-    Raises:
-        RunError: There is no database, or it cannot be read.
-    """
-    database = run / STUDY
-    if not database.is_file():
-        what = "is no folder" if not run.is_dir() else f"has no {STUDY}"
-        raise RunError(
-            f"insight needs the run folder of a search, but {run} {what}",
-            "name the folder that `autoft search` printed as `run`, such as runs/NAME",
-        )
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it tells which study it found
-    try:
-        with closing(sqlite3.connect(":memory:", check_same_thread=False)) as copy:
-            # not read-only: a killed search may have left a journal, with which the file must first be mended
-            with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=rw", uri=True)) as file:
-                file.backup(copy)
-            options = {"creator": lambda: copy, "poolclass": StaticPool}
-            storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=options)
-            names = optuna.get_all_study_names(storage)
-            if not names:
-                return [], "maximize"
-            study = optuna.load_study(study_name=names[0], storage=storage)
-            direction: Direction = "maximize" if study.direction == optuna.study.StudyDirection.MAXIMIZE else "minimize"
-            return study.get_trials(), direction
-    except (sqlite3.DatabaseError, DatabaseError, StorageInternalError) as error:
-        raise RunError(f"{database} cannot be read: {first_line(error)}", "restore it from a backup") from error
 
 
 def weigh(
