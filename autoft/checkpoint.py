@@ -14,10 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from autoft.averaging import Average
-from autoft.files import load_tensors, remove_tree, save_tensors, write_bytes
+from autoft.errors import first_line
+from autoft.files import checksum, load_tensors, remove_tree, save_tensors, write_bytes
 
 LAST = "last.safetensors"
 ADAPTER = "adapter"  # folders with the adapter alone, one for each best epoch
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint, or a part of it, is gone or not what was written: the training can only begin again."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,10 @@ def save(
                 if value is not None:
                     tensors[f"optimizer/{name}/{key}"] = value
     described: dict[str, Any] = {"history": history, "best": best_file.name, "scaler": state.scaler.state_dict()}
+    kept = folder / f"{ADAPTER}-{best_epoch}"
+    described["adapter"] = {
+        file.name: checksum(file.read_bytes()) for file in sorted(kept.glob("*"), key=lambda path: path.name)
+    }
     if state.average is not None:
         tensors |= {f"average/{name}": value for name, value in state.average.values.items()}
         described["averaged"] = state.average.count
@@ -86,11 +95,15 @@ def load(folder: Path, state: State) -> tuple[list[dict[str, Any]], dict[str, Te
 
     Returns:
         The epochs' reports, and the best epoch's weights; None where there is no checkpoint.
+
+    Raises:
+        DamagedCheckpointError: It is not what was written.
     """
     if not (folder / LAST).exists():
         return None
-    tensors, described = load_tensors(folder / LAST)
-    best_weights, _ = load_tensors(folder / described["best"])
+    tensors, described = _read(folder / LAST)
+    best_weights, _ = _read(folder / described["best"])
+    read_adapter(folder, described)
 
     def below(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -107,3 +120,42 @@ def load(folder: Path, state: State) -> tuple[list[dict[str, Any]], dict[str, Te
     if state.average is not None:
         state.average.restore(below("average/"), described["averaged"])
     return described["history"], best_weights
+
+
+def read_best(folder: Path) -> tuple[dict[str, Any], Path, dict[str, bytes]]:
+    """Return what a checkpoint says, the file of the best epoch's weights, and the files of its adapter; all were compared.
+
+    Raises:
+        DamagedCheckpointError: It is gone, or not what was written.
+    """
+    _, described = _read(folder / LAST)
+    best = folder / described["best"]
+    _read(best)
+    return described, best, read_adapter(folder, described)
+
+
+def read_adapter(folder: Path, described: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the files of the best epoch's adapter; empty where there is none.
+
+    Args:
+        folder: Of the checkpoint.
+        described: What `last.safetensors` says.
+
+    Raises:
+        DamagedCheckpointError: They are not what was written.
+    """
+    kept = folder / f"{ADAPTER}-{Path(described['best']).stem.removeprefix('best-')}"
+    found = {file.name: file.read_bytes() for file in sorted(kept.glob("*"), key=lambda path: path.name)}
+    wanted = described.get("adapter")  # None in checkpoints of an earlier autoft
+    if wanted is not None and wanted != {name: checksum(content) for name, content in found.items()}:
+        raise DamagedCheckpointError(f"the files in {kept} are altered: they do not match their checksums")
+    return found
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        return load_tensors(file)
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{file} is gone") from error
+    except ValueError as error:
+        raise DamagedCheckpointError(first_line(error)) from error

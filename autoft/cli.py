@@ -450,6 +450,43 @@ def push(
 
 
 @app.command()
+def clean(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run that is finished or given up.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be freed, and remove nothing.  [default: off]")
+    ] = False,
+    keep_weights: Annotated[
+        bool, typer.Option("--keep-weights", help="Keep the weights of all trials.  [default: the winner's alone]")
+    ] = False,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Free the winner's weights too; the bundle stays.  [default: off]"),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Free the disk that a run needs for going on, but not for its result.
+
+    What makes the result stays: the bundle, exports, result.json, the trials and their scores, the log. The same search can
+    still go on, and comes to the same result; it makes again what it needs.
+    """
+    from dataclasses import asdict
+
+    from autoft.clean import clean as free
+
+    if keep_weights and everything:
+        raise AutoftError("--keep-weights and --all exclude each other, but both are given", "leave one of them out")
+    done = free(run, keep_weights=keep_weights, everything=everything, dry_run=dry_run)
+    if as_json:
+        print(json.dumps({"run": str(run), "dry_run": dry_run, **asdict(done)}, indent=2))
+        return
+    rows = [(one.what, _megabytes(one.bytes), one.afterwards) for one in done.freed]
+    if rows:
+        _print_table(rows)
+    verb = "would be freed" if dry_run else "freed"
+    print(f"{_megabytes(done.bytes)} {verb}, {_megabytes(done.kept)} stay")
+
+
+@app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder; nothing in it is executed.")],
     public_key: Annotated[
@@ -807,6 +844,10 @@ def _front_line(point: Point, metric: str) -> str:
 
 def _print_note(note: str) -> None:
     print(note, file=sys.stderr)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
 
 
 def _print_pairs(pairs: Iterable[tuple[str, object]]) -> None:

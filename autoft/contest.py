@@ -6,7 +6,7 @@ What is enough of a gain, and what to train with the time that is left, `confirm
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from autoft.checkpoint import ADAPTER
 from autoft.confirm import Contender, judge, makespan, plan
 from autoft.crew import Crew
 from autoft.engine import Ended
-from autoft.events import Event, Listener
+from autoft.errors import RunError, first_line
+from autoft.events import Event, Listener, trained_again
 from autoft.failures import stop_if_not_its_fault
 from autoft.files import load_tensors
 from autoft.mix import Mixture, mix
@@ -29,7 +30,7 @@ from autoft.space import Candidate
 from autoft.specs import is_better
 from autoft.train import TrainConfig, predict
 from autoft.trials import Trials
-from autoft.worker import RESULT, WEIGHTS, Outcome, Worker, load_outcome
+from autoft.worker import RESULT, WEIGHTS, Outcome, Worker, kept_whole, load_outcome, settle
 
 CONFIRM = "confirm"  # the folder of this round in a run folder
 
@@ -88,6 +89,7 @@ class _Training:
 
     trial: FrozenTrial
     seed: int
+    folder: Path
 
 
 class Contest:
@@ -156,10 +158,12 @@ class Contest:
         values = {str(number): {str(each.seed): each.value for each in found} for number, found in trained.items()}
         return self._mixed(winner, trained[winner.number], {**asdict(verdict), "values": values})
 
-    def _single(self, trial: FrozenTrial) -> Chosen:
-        weights, _ = load_tensors(self.run.trial(trial.number) / WEIGHTS)
+    def _single(self, trial: FrozenTrial) -> Chosen | None:
         known = trial.user_attrs
         one = _Trained(self.recipe.seed, known["best_value"], known["best_epoch"], self.run.trial(trial.number) / WEIGHTS)
+        if not self._restored(trial, [one]):
+            return None
+        weights, _ = load_tensors(one.weights)
         return Chosen(trial, weights, one.value, one.epoch, one.seed, Mixture((one.seed,)), adapter=one.adapter)
 
     def seconds_wanted(self, most: float) -> float:
@@ -205,7 +209,11 @@ class Contest:
                 trained[trial.number].append(_Trained(first, known["best_value"], known["best_epoch"], file))
         wanted = self._plan(contenders, self.seconds_left())
         trainings = [
-            _Training(next(trial for trial in contenders if trial.number == number), first + offset)
+            _Training(
+                next(trial for trial in contenders if trial.number == number),
+                first + offset,
+                self.run.path / CONFIRM / f"{number}-{first + offset}",
+            )
             for number, offset in wanted
         ]
         outcomes = self._run(trainings)
@@ -214,19 +222,24 @@ class Contest:
         for index, training in enumerate(trainings):  # in the order of the plan, whichever ended first
             best = outcomes[index].best if index in outcomes else None
             if best is not None:
-                file = self._folder(training) / WEIGHTS
+                file = training.folder / WEIGHTS
                 trained[training.trial.number].append(_Trained(training.seed, best.value, best.epoch, file))
         return trained
 
-    def _folder(self, training: _Training) -> Path:
-        return self.run.path / CONFIRM / f"{training.trial.number}-{training.seed}"
+    def _run(self, trainings: list[_Training], *, in_time: bool = True) -> dict[int, Outcome] | None:
+        """Return the outcomes of the trainings that ended, by their places; None where the user stopped.
 
-    def _run(self, trainings: list[_Training]) -> dict[int, Outcome] | None:
-        """Return the outcomes of the trainings that ended in time, by their places; None where the user stopped."""
+        Args:
+            trainings: What to train.
+            in_time: Whether what does not fit into the time that is left is left out.
+        """
         outcomes: dict[int, Outcome] = {}
         waiting: list[int] = []
         for place, training in enumerate(trainings):
-            finished = load_outcome(self._folder(training))  # told in the session that trained it
+            try:
+                finished = load_outcome(training.folder)  # told in the session that trained it
+            except RunError:
+                finished = None  # damaged: the worker drops it, and says so
             if finished is None:
                 waiting.append(place)
             else:
@@ -235,7 +248,7 @@ class Contest:
         while waiting or under_way:
             if self.user_stops():
                 return None
-            left = self.seconds_left()
+            left = self.seconds_left() if in_time else None
             if left is not None and left <= 0.0:
                 waiting.clear()  # what is there decides
             while waiting and self.crew.free:
@@ -251,22 +264,30 @@ class Contest:
 
     def _submit(self, place: int, training: _Training, seconds: float | None) -> None:
         candidate, settings = self._settings(training.trial, training.seed)
+        known, in_trial = training.trial.user_attrs, training.folder == self.run.trial(training.trial.number)
+        if in_trial:  # its own training, to be repeated as it was
+            settings = replace(settings, micro_batch=known.get("micro_batch") or settings.micro_batch)
         self.crew.submit(
             place,
             self.recipe.backbone(candidate),
             settings,
             str(candidate.values["augmentation"]),
-            self._folder(training),
+            training.folder,
             seconds=seconds,
             whole=True,
+            pause_after=known["epochs"] if in_trial else None,
         )
 
     def _tell(self, training: _Training, outcome: Outcome, done: int, of: int) -> None:
+        number = training.trial.number
+        if outcome.redone:
+            what = f"training trial {number} with seed {training.seed}"
+            self.listener(trained_again(what, outcome.redone, number))
         if outcome.state == "interrupted":
             return
         if outcome.failure is not None:
             stop_if_not_its_fault(outcome.failure, self.run.path)
-        number, metric = training.trial.number, self.prepared.objective.metric
+        metric = self.prepared.objective.metric
         said = f"{metric} {outcome.best.value:.4f}" if outcome.best else outcome.stopped
         self.listener(
             Event(
@@ -284,11 +305,45 @@ class Contest:
         )
 
     def _restored(self, winner: FrozenTrial, trained: list[_Trained]) -> bool:
-        """Train again what an earlier session dropped as a loser's; return False where the user stops."""
-        gone = [_Training(winner, each.seed) for each in trained if not each.weights.exists()]
-        for training in gone:
-            (self._folder(training) / RESULT).unlink()
-        return self._run(gone) is not None
+        """Train again what is damaged, or was dropped as a loser's or by `autoft clean`; False where the user stops.
+
+        Raises:
+            RunError: It fails.
+        """
+        gone = []
+        for each in trained:
+            folder = each.weights.parent
+            try:
+                whole = kept_whole(folder)
+            except ValueError as error:
+                whole = False
+                what = f"training trial {winner.number} with seed {each.seed}"
+                self.listener(trained_again(what, first_line(error), winner.number))
+            if not whole:
+                gone.append(_Training(winner, each.seed, folder))
+                for name in (WEIGHTS, RESULT):
+                    (folder / name).unlink(missing_ok=True)
+        outcomes = self._run(gone, in_time=False)
+        if outcomes is None:
+            return False
+        for place, training in enumerate(gone):
+            outcome = outcomes[place]
+            if outcome.state == "paused":  # it was stopped there
+                known = winner.user_attrs
+                settle(
+                    training.folder,
+                    "complete" if winner.state == TrialState.COMPLETE else "pruned",
+                    str(known.get("stopped", "pruned")),
+                    seconds=outcome.seconds,
+                    micro_batch=outcome.micro_batch,
+                    reuse=outcome.reuse,
+                )
+            if outcome.best is None:
+                raise RunError(
+                    f"trial {winner.number} trained again gives nothing: {outcome.stopped}",
+                    "search again, with another folder",
+                )
+        return True
 
     def _settings(self, trial: FrozenTrial, seed: int) -> tuple[Candidate, TrainConfig]:
         candidate = self.recipe.candidate(trial)

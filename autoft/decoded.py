@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -15,6 +16,10 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
+
+from autoft.files import checksum_of, read_json, write_checked
+
+logger = logging.getLogger("autoft")
 
 DISK_SHARE = 0.25  # of what is free on the disk, that one split may take
 
@@ -60,13 +65,14 @@ def hold(first: Tensor, count: int, items: Callable[[], Iterable[Tensor]], *, me
 def share(first: Tensor, count: int, items: Callable[[], Iterable[Tensor]], where: Shared) -> Tensor | None:
     """Return all samples `(count, *shape)` as a view of a file, or None where the disk is too small for them.
 
+    What is there already is compared with its checksum, once a process, and made again where it is damaged.
     Whoever comes first writes the file; others wait for it. Its pages are in memory once, however many processes map them.
     """
     size = first.numel() * first.element_size() * count
     where.folder.mkdir(parents=True, exist_ok=True)
     file = where.stem.with_suffix(".bin")
     with FileLock(where.stem.with_suffix(".lock")):
-        if not file.exists():
+        if not _whole(file, size):
             if size > DISK_SHARE * shutil.disk_usage(where.folder).free:
                 return None
             _write(file, items())
@@ -75,12 +81,30 @@ def share(first: Tensor, count: int, items: Callable[[], Iterable[Tensor]], wher
     return torch.from_numpy(mapped).view(first.dtype).view(count, *first.shape)
 
 
+def _whole(file: Path, size: int) -> bool:
+    """Return whether a file is there and what was written; one that is not is told, and removed."""
+    described = file.with_suffix(".json")
+    if not described.exists():
+        return False
+    try:
+        if read_json(described) == {"bytes": size, "content": checksum_of(file)}:
+            return True
+        why = "its content does not match its checksum"
+    except (OSError, ValueError) as error:
+        why = str(error)
+    logger.warning("the decoded samples in %s are damaged and are made again: %s", file, why)
+    described.unlink()
+    return False
+
+
 def _write(file: Path, items: Iterable[Tensor]) -> None:
     draft = file.with_suffix(".part")
     try:
         with open(draft, "wb") as out:  # written, not mapped: a full disk is then an error, and no signal
             for item in items:
                 out.write(item.contiguous().view(torch.uint8).numpy().tobytes())
-        os.replace(draft, file)  # a cache: after a loss of power it would be made again, so it is not synced
+        content = checksum_of(draft)
+        os.replace(draft, file)  # a cache: after a loss of power its checksum shows what is missing, so it is not synced
     finally:
         draft.unlink(missing_ok=True)
+    write_checked(file.with_suffix(".json"), {"bytes": file.stat().st_size, "content": content})

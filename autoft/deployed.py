@@ -17,7 +17,7 @@ import numpy as np
 from autoft.config import SearchConfig
 from autoft.errors import RunError
 from autoft.export.graphs import graph_bytes, make_session
-from autoft.files import read_json, write_json
+from autoft.files import read_json, write_checked
 from autoft.runfolder import COSTS
 from autoft.specs import Direction
 
@@ -111,7 +111,7 @@ def excess(cost: Cost, search: SearchConfig) -> tuple[str, ...]:
 
 def save_costs(run: Path, named: Sequence[tuple[str, Cost]]) -> None:
     """Keep the costs of a study's backbones, in their order."""
-    write_json(run / COSTS, {"backbones": [{"backbone": name, **asdict(cost)} for name, cost in named]})
+    write_checked(run / COSTS, {"backbones": [{"backbone": name, **asdict(cost)} for name, cost in named]})
 
 
 def load_costs(run: Path) -> tuple[Cost, ...] | None:

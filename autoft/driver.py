@@ -14,14 +14,16 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from autoft import telling
+from autoft.checkpoint import DamagedCheckpointError
 from autoft.contest import Chosen, Contest, drop_losers
 from autoft.crew import Crew, choose_manning, make_setup, start_local
 from autoft.deployed import describe
 from autoft.determinism import repeats
 from autoft.engine import Ended, Epoch
 from autoft.errors import AutoftError, ConfigError, RepeatedBugError, first_line
-from autoft.events import Event, Listener
+from autoft.events import Event, Listener, trained_again, weights_lost
 from autoft.failures import full_disk, stop_if_not_its_fault
+from autoft.files import remove_tree
 from autoft.finish import SearchResult, export_winner, note, nothing_trained, stored_result, summarize
 from autoft.identity import defaults, facts, identity
 from autoft.mix import Mixture
@@ -37,7 +39,7 @@ from autoft.specs import is_better
 from autoft.storage import choose_url, connect
 from autoft.train import EpochReport, TrainConfig, choose_epochs
 from autoft.trials import CLOCK, DUE, PAUSED, UNTIL, WHOLE
-from autoft.worker import WEIGHTS, Failure, Outcome, Worker, is_full_disk, settle
+from autoft.worker import CHECKPOINT, WEIGHTS, Failure, Outcome, Worker, is_full_disk, settle
 
 ETA = 3  # one in so many trials goes on from each rung
 CONFIRM_SHARE = 0.2  # of the time limit, kept at most for training the best few again with other seeds
@@ -317,6 +319,8 @@ class _Driver:
         flight, outcome = self.flights.pop(number), self.arrived.pop(number)
         trial = flight.trial
         self._save_seconds()
+        if outcome.redone:
+            self.listener(trained_again(f"trial {number}", outcome.redone, number))
         if outcome.state == "interrupted":  # by the time limit
             done = trial.user_attrs.get("epochs", 0)
             if done:  # promoted: it still has the epochs from before
@@ -394,8 +398,13 @@ class _Driver:
         known = trial.user_attrs
         folder, micro = self.folder.trial(trial.number), known.get("micro_batch")
         reuse = known.get("reuse", "")
-        settle(folder, "pruned", "not promoted", seconds=known["seconds"], micro_batch=micro, reuse=reuse)
-        self.trials.tell(trial, TrialState.PRUNED, stopped="not promoted", paused=0)
+        try:
+            settle(folder, "pruned", "not promoted", seconds=known["seconds"], micro_batch=micro, reuse=reuse)
+        except DamagedCheckpointError as error:  # whoever wants its weights trains it again
+            self.listener(weights_lost(trial.number, str(error)))
+            remove_tree(folder / CHECKPOINT)
+        # `paused` first: of a trial that rests, nothing else may change under its seal
+        self.trials.tell(trial, TrialState.PRUNED, paused=0, stopped="not promoted")
         self._end_event(trial.number, "pruned", known["best_value"], "not promoted", False, 0.0)
 
     def _settle_all(self) -> None:

@@ -24,3 +24,14 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+
+
+def trained_again(what: str, why: str, number: int) -> Event:
+    """Say that a training began again, as what was kept of it is damaged."""
+    return Event("warning", f"{what} began again: {why}", {"about": "damaged", "trial": number})
+
+
+def weights_lost(number: int, why: str) -> Event:
+    """Say that a trial which rests has lost its checkpoint, and so its weights."""
+    text = f"trial {number} keeps its score, but its weights are lost: {why}"
+    return Event("warning", text, {"about": "damaged", "trial": number})

@@ -1,5 +1,8 @@
 """Writes files so that a kill at any moment leaves either the old or the new content, never a torn one.
 
+Tensors, and JSON that a run depends on, are written with a checksum (CRC-32), which reading compares: a disk, a copy or a
+loss of power may damage what was whole once. It tells accidents, and nothing of intent.
+
 What a worker leaves behind (JSON, tensors, copies) may also lie on another file system that `fsspec` knows, such as
 `s3://BUCKET/FOLDER`: paths of `as_path` are given to the same functions. Folders made in place are local ones alone.
 """
@@ -14,6 +17,7 @@ import re
 import shutil
 import tempfile
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
 
 # Protocols whose objects appear whole or not at all, whatever happens to their upload.
 WHOLE_OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"})
+CHECKSUM = "checksum"  # its name in JSON, and in the metadata of tensors
+_LAST = re.compile("crc32:[0-9a-f]{8}")  # the last field, whatever damage made of its name
+_PIECE = 16 << 20  # bytes of a file read at once for its checksum
 IN_ONE_READ = 64 << 20  # bytes of a tensors' file up to which it is read as a whole; larger ones are mapped
 
 
@@ -162,12 +169,24 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def write_checked(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file as `write_json` does, with a checksum that `read_json` compares."""
+    write_json(path, checked(content))
+
+
+def checked(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is to be written as JSON with its checksum as the last field."""
+    plain: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: lists, and names as text
+    plain.pop(CHECKSUM, None)
+    return {**plain, CHECKSUM: _of_json(plain)}
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object; one with a checksum is compared with it, and returned without.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is not a JSON object.
+        ValueError: It is not a JSON object, or not what was written.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -175,7 +194,33 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not whole JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, but holds a {type(content).__name__}")
+    wanted = content.pop(CHECKSUM, None)  # none in what other programs write, and in runs of an earlier autoft
+    renamed = wanted is None and _LAST.fullmatch(str(next(reversed(content.values()), ""))) is not None
+    if renamed or (wanted is not None and wanted != _of_json(content)):
+        raise ValueError(f"{path} is altered: its content does not match its checksum")
     return content
+
+
+def _of_json(content: Mapping[str, Any]) -> str:
+    return _named(zlib.crc32(json.dumps(content, sort_keys=True).encode("utf-8")))
+
+
+def checksum(content: bytes) -> str:
+    """Return the checksum of some bytes."""
+    return _named(zlib.crc32(content))
+
+
+def _named(number: int) -> str:
+    return f"crc32:{number:08x}"
+
+
+def checksum_of(path: Path) -> str:
+    """Return the checksum of a local file's bytes."""
+    found = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            found = zlib.crc32(piece, found)
+    return _named(found)
 
 
 def _write_whole(path: Path, content: bytes) -> None:
@@ -183,21 +228,43 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line to a local file; a torn last line can only be the newest, and readers skip it."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(content) + "\n")
+    """Append one JSON object as a line to a local file.
+
+    A kill may tear the last line, and a damaged disk any: readers skip what is no JSON, and the next line begins anew.
+    """
+    with path.open("ab+") as file:
+        torn = False
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        file.write(("\n" if torn else "").encode() + (json.dumps(content) + "\n").encode("utf-8"))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write tensors and a JSON-ready description as one safetensors file, atomically.
+    """Write tensors and a JSON-ready description as one safetensors file, atomically, with a checksum of both.
 
     Tensors are copied to the CPU first; ones that share memory are stored apart.
     """
     from safetensors.torch import save_file
 
     owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    described = {"autoft": json.dumps(metadata, allow_nan=False)} if metadata is not None else None
+    plain: dict[str, Any] = json.loads(json.dumps(metadata or {}, allow_nan=False))
+    # one entry: safetensors writes several in an order that is never the same twice
+    described = {"autoft": json.dumps({**plain, CHECKSUM: _of_tensors(owned, plain)})}
     replace_atomically(path, lambda temporary: save_file(owned, temporary, metadata=described))
+
+
+def _of_tensors(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> str:
+    """Return the checksum of names, types, shapes and bytes, and of the description; 4 GB a second."""
+    import torch
+
+    found = zlib.crc32(json.dumps(described, sort_keys=True).encode("utf-8"))
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), found)
+        if tensor.numel():
+            found = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, found)
+    return _named(found)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -205,7 +272,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is not a whole safetensors file.
+        ValueError: It is not a whole safetensors file, or not what was written.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load
@@ -213,13 +280,28 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if is_local(path) and path.stat().st_size > IN_ONE_READ:
             with safe_open(path, framework="pt", device="cpu") as file:
-                described = (file.metadata() or {}).get("autoft", "{}")
-                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(described)  # noqa: SIM118
-        # safetensors 0.8 keeps some memory for every tensor got from an open file; of bytes it does not
-        content = path.read_bytes()
-        return load(content), json.loads(_metadata(content).get("autoft", "{}"))
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        else:
+            # safetensors 0.8 keeps some memory for every tensor got from an open file; of bytes it does not
+            content = path.read_bytes()
+            tensors, metadata = load(content), _metadata(content)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    try:
+        described = json.loads((metadata or {}).get("autoft", "{}"))
+    except ValueError as error:
+        raise ValueError(f"{path} is altered: its description is no JSON") from error
+    if not isinstance(described, dict):
+        raise ValueError(f"{path} is altered: its description is no JSON object")
+    wanted = described.pop(CHECKSUM, None)  # none in what other programs write, and in runs of an earlier autoft
+    if wanted is None:
+        altered = any(_LAST.search(value) for value in (metadata or {}).values())
+    else:
+        altered = wanted != _of_tensors(tensors, described)
+    if altered:
+        raise ValueError(f"{path} is altered: its content does not match its checksum")
+    return tensors, described
 
 
 def _metadata(content: bytes) -> dict[str, str]:

@@ -13,10 +13,10 @@ from optuna.trial import FrozenTrial, TrialState
 from autoft.contest import Chosen
 from autoft.deployed import Point
 from autoft.determinism import reasons_to_differ
-from autoft.errors import RepeatedBugError, RunError
+from autoft.errors import RepeatedBugError, RunError, first_line
 from autoft.export.bundle import Trained, export_bundle, exported_facts
 from autoft.export.variants import Wanted
-from autoft.files import read_json, write_json
+from autoft.files import read_json, write_checked
 from autoft.prepare import Prepared
 from autoft.recipe import Recipe
 from autoft.runfolder import RunFolder
@@ -85,7 +85,7 @@ def export_winner(
         ExportError: The model cannot be exported, or the gate fails.
     """
     stored = export_chosen(chosen, prepared, run.bundle, worker, recipe, trials, scored=look_at_test(trials))
-    write_json(run.path / RESULT, stored)
+    write_checked(run.path / RESULT, stored)
     return stored
 
 
@@ -208,7 +208,7 @@ def fixed_of(settings: TrainConfig) -> dict[str, Any]:
 
 def stored_result(run: RunFolder, chosen: Chosen) -> dict[str, Any] | None:
     """Return the result of an earlier session if it is of these weights and its bundle is still there."""
-    stored = _read_result(run)
+    stored = read_result(run.path)
     if stored is None:
         return None
     winner = stored["winner"]
@@ -221,7 +221,7 @@ def stored_result(run: RunFolder, chosen: Chosen) -> dict[str, Any] | None:
 def note(run: RunFolder, stored: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     """Store what else there is to say of a search with its result; return that."""
     noted = {**stored, **facts}
-    write_json(run.path / RESULT, noted)
+    write_checked(run.path / RESULT, noted)
     return noted
 
 
@@ -268,6 +268,18 @@ def _failure(trial: FrozenTrial) -> str:
     return kind
 
 
-def _read_result(run: RunFolder) -> dict[str, Any] | None:
-    file = run.path / RESULT
-    return read_json(file) if file.exists() else None
+def read_result(run: Path) -> dict[str, Any] | None:
+    """Return a run's `result.json`, or None where there is none.
+
+    Raises:
+        RunError: It is damaged.
+    """
+    file = run / RESULT
+    if not file.exists():
+        return None
+    try:
+        return read_json(file)
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{file} is damaged: {first_line(error)}", "remove it: the same `autoft search` again writes it anew"
+        ) from error

@@ -16,7 +16,7 @@ import torch
 from autoft.config import ALL
 from autoft.errors import RunError
 from autoft.events import Listener
-from autoft.files import read_json, write_json
+from autoft.files import read_json, write_checked
 from autoft.knobs import PROBE
 from autoft.probe import MOST_SAMPLES, ProbeResult, choose, probe_backbones
 from autoft.space import Space
@@ -129,7 +129,7 @@ def probe_once(
             backbones, objective, worker, listener, device=device, seed=seed, folder=folder, keep_all=keep_all
         )
         found = [asdict(_remembered(label, each)) for label, each in zip(labels, results, strict=True)]
-        write_json(file, {"probes": found})
+        write_checked(file, {"probes": found})
     again = f"remove {file}, to probe again"
     try:
         probes = [Probed(**{"score": None, "head": None, "declined": None, **each}) for each in read_json(file)["probes"]]

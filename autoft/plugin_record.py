@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from autoft.files import read_json, write_json
+from autoft.files import read_json, write_checked
 
 OWN_PACKAGE = "autoft"
 
@@ -133,7 +133,7 @@ def write_record(plugins: Iterable[PluginInfo]) -> None:
     try:
         path = record_path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"environment": sys.prefix, "plugins": entries})
+        write_checked(path, {"environment": sys.prefix, "plugins": entries})
     except (OSError, RuntimeError) as error:
         logger.debug("what the plugins' loading found could not be recorded: %s", error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,8 +19,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoft.errors import RunError, first_line
-from autoft.files import read_json, write_json
+from autoft.errors import first_line
+from autoft.files import checksum_of, read_json, write_checked
 from autoft.loading import Batch, FixedData, RaggedData, SplitData
 from autoft.model import FineTuneModel
 from autoft.prefix import Cut, find_cut, record, replaying
@@ -34,6 +35,8 @@ SMALLEST_GAIN = 1.2  # predicted; below it, a store is not worth its disk and it
 STORE_TOLERANCE = {torch.bfloat16: 4 * 2.0**-8, torch.float16: 4 * 2.0**-11}
 METRIC_TOLERANCE = 0.001  # and the metric; of metrics above 1, as a share
 FLOAT32_SLACK = 4  # times that tolerance, for stages computed in float32 where training computes them in less
+logger = logging.getLogger("autoft")
+
 _ZEROS = 1 << 24  # bytes written at once
 DISK = 20 << 30  # bytes of a folder of stores; what was used least recently goes first
 
@@ -97,6 +100,7 @@ class PrefixStore:
         self._disk = disk
         self._sharing = sharing
         self._held: dict[str, _Kept] = {}
+        self._compared: set[str] = set()  # by this process, which opens mapped files again and again
         self._fingerprints: dict[tuple[Any, ...], dict[int, str]] = {}
         self._cuts: dict[tuple[Any, ...], tuple[Cut | None, str]] = {}
         self._counted: dict[tuple[Any, ...], tuple[int, int, int]] = {}
@@ -251,11 +255,13 @@ class PrefixStore:
             self._folder.mkdir(parents=True, exist_ok=True)
             stem = self._folder / key
             with FileLock(stem.with_suffix(".lock")):
-                if not stem.with_suffix(".json").exists():
+                opened = self._open(stem, places)
+                if opened is None:
                     _write(stem, places, make())
                     self._make_room(stem)
+                    opened = _open(stem, places, self._memory, compare=False)
+                kept = opened
                 os.utime(stem.with_suffix(".json"))
-                kept = _open(stem, places, self._memory)
         if isinstance(kept.values, np.memmap):
             return kept  # not held: a file that is removed to make room would stay on the disk as long
         self._held[key] = kept
@@ -265,12 +271,25 @@ class PrefixStore:
             del self._held[stale]
         return kept
 
+    def _open(self, stem: Path, places: int) -> _Kept | None:
+        """Return a store of the folder; None where there is none, or it is damaged and so has to be made again."""
+        if not stem.with_suffix(".json").exists():
+            return None
+        try:
+            kept = _open(stem, places, self._memory, compare=stem.name not in self._compared)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("the outputs of frozen stages in %s are damaged and are made again: %s", stem, first_line(error))
+            stem.with_suffix(".json").unlink()
+            return None
+        self._compared.add(stem.name)
+        return kept
+
     def _make_room(self, latest: Path) -> None:
         """Remove the stores that were used least recently; a process that reads one keeps its open file."""
         assert self._folder is not None
         with FileLock(self._folder / "room.lock"):  # one process at a time
             files = sorted(self._folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
-            sizes = {file: int(read_json(file)["bytes"]) for file in files}
+            sizes = {file: file.with_suffix(".bin").stat().st_size for file in files}
             for file in files:
                 if sum(sizes.values()) <= self._disk:
                     return
@@ -613,29 +632,28 @@ def _write(stem: Path, places: int, parts: Iterator[tuple[np.ndarray, Tensor]]) 
         kept = _filled(places, parts, draft)
         assert isinstance(kept.values, np.memmap)
         kept.values.flush()
+        content = checksum_of(draft)
         described = {
             "places": places, "bytes": kept.values.nbytes, "dtype": str(kept.dtype).removeprefix("torch."),
-            "shape": list(kept.shape),
+            "shape": list(kept.shape), "content": content,
         }  # fmt: skip
         del kept  # closes the file, which Windows wants before it is renamed
         os.replace(draft, stem.with_suffix(".bin"))
     finally:
         draft.unlink(missing_ok=True)
-    write_json(stem.with_suffix(".json"), described)
+    write_checked(stem.with_suffix(".json"), described)
 
 
-def _open(stem: Path, places: int, memory: int) -> _Kept:
-    try:
-        described = read_json(stem.with_suffix(".json"))
-        file = stem.with_suffix(".bin")
-        size = file.stat().st_size
-        if described["places"] != places or described["bytes"] != size:
-            raise ValueError(f"it holds {described['places']} rows in {size} bytes")
-        shape = (places, size // places)
-        small = size <= memory
-        values = np.fromfile(file, np.uint8).reshape(shape) if small else np.memmap(file, np.uint8, "r", shape=shape)
-        return _Kept(values, getattr(torch, described["dtype"]), tuple(described["shape"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"the stored activations {stem} are damaged: {error}", f"remove the folder {stem.parent}; it is made again"
-        ) from error
+def _open(stem: Path, places: int, memory: int, *, compare: bool) -> _Kept:
+    """Open a store, and with `compare` hold it against its checksum; what it raises says that it is damaged."""
+    described = read_json(stem.with_suffix(".json"))
+    file = stem.with_suffix(".bin")
+    size = file.stat().st_size
+    if described["places"] != places or described["bytes"] != size:
+        raise ValueError(f"it holds {described['places']} rows in {size} bytes")
+    if compare and described["content"] != checksum_of(file):
+        raise ValueError("its content does not match its checksum")
+    shape = (places, size // places)
+    small = size <= memory
+    values = np.fromfile(file, np.uint8).reshape(shape) if small else np.memmap(file, np.uint8, "r", shape=shape)
+    return _Kept(values, getattr(torch, described["dtype"]), tuple(described["shape"]))

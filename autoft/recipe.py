@@ -12,9 +12,9 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from autoft.config import TrainerConfig
-from autoft.errors import ConfigError
+from autoft.errors import ConfigError, RunError, first_line
 from autoft.events import Event, Listener
-from autoft.files import read_json, write_json
+from autoft.files import read_json, write_checked
 from autoft.layers import Trait
 from autoft.prepare import Prepared, wanted_strategies
 from autoft.space import (
@@ -168,6 +168,21 @@ def _fixed_by(trainer: TrainerConfig) -> list[str]:
     return [name for name, about in TrainerConfig.model_fields.items() if getattr(trainer, name) != about.default]
 
 
+def read_tuned(file: Path) -> dict[str, Any]:
+    """Return what an earlier session measured for each backbone; empty where there was none.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    try:
+        return read_json(file) if file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{file} is damaged: {first_line(error)}",
+            "remove it: what was measured is measured again, and may come out otherwise",
+        ) from error
+
+
 def make_recipe(
     prepared: Prepared, space: Space, worker: Worker, file: Path, listener: Listener, *, seconds: float | None
 ) -> Recipe:
@@ -180,9 +195,12 @@ def make_recipe(
         file: Where what was measured is kept, so that a resumed run trains as before.
         listener: Hears of each backbone for which something was measured.
         seconds: Left of the search, or None for no limit.
+
+    Raises:
+        RunError: The file is damaged.
     """
     recipe = Recipe(space, prepared.objective.head, fixed_settings(prepared))
-    stored = read_json(file) if file.exists() else {}
+    stored = read_tuned(file)
     trainer, tuned = prepared.config.trainer, {}
     for index, (label, backbone) in enumerate(zip(space.labels, space.backbones, strict=True)):
         settings = recipe.settings(suggest(optuna.trial.FixedTrial(space.preset_of(index)), space))
@@ -202,5 +220,5 @@ def make_recipe(
             listener(
                 Event("tuned", f"{label}: {tuned[label].text}", {"backbone": label, **tuned[label].to_dict()}),
             )
-    write_json(file, {label: found.to_dict() for label, found in tuned.items()})
+    write_checked(file, {label: found.to_dict() for label, found in tuned.items()})
     return replace(recipe, tuned=tuned)

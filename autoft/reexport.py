@@ -16,10 +16,10 @@ from optuna.trial import FrozenTrial
 from autoft.checkpoint import ADAPTER
 from autoft.contest import Chosen
 from autoft.crew import choose_manning
-from autoft.errors import AutoftError, RunError
+from autoft.errors import AutoftError, RunError, first_line
 from autoft.events import Event, Listener
-from autoft.files import load_tensors, read_json, write_json
-from autoft.finish import RESULT, export_chosen, look_at_test
+from autoft.files import load_tensors, write_checked
+from autoft.finish import RESULT, export_chosen, look_at_test, read_result
 from autoft.identity import defaults, facts, identity
 from autoft.mix import Mixture
 from autoft.preflight import preflight
@@ -29,7 +29,7 @@ from autoft.runfolder import LOCK, PLACE, STUDY, RunFolder, open_run
 from autoft.session import Session, make_worker, open_session
 from autoft.storage import choose_url
 from autoft.telling import tell_variants
-from autoft.worker import WEIGHTS, Job, Worker
+from autoft.worker import WEIGHTS, Job, Worker, kept_whole
 
 EXPORTS = "exports"  # in a run folder: bundles of trials that did not win
 
@@ -124,7 +124,7 @@ def export_again(
         worker = make_worker(prepared, run, shared=False)
         checked = preflight(prepared, worker, run.path, listener, export=False)
         opened = open_session(prepared, run, worker, checked, listener, started=started)
-        result = read_json(run.path / RESULT) if (run.path / RESULT).exists() else None
+        result = read_result(run.path)
         winner = result["winner"]["trial"] if result else None
         try:
             if result is not None and number in (None, winner):
@@ -152,7 +152,7 @@ def export_again(
         )
         tell_variants(stored, listener)
         if result is not None and folder == run.bundle:
-            write_json(run.path / RESULT, {**result, **stored})
+            write_checked(run.path / RESULT, {**result, **stored})
     metric = prepared.objective.metric
     return Reexported(
         bundle=folder,
@@ -195,12 +195,17 @@ def _winner(run: RunFolder, opened: Session, result: dict[str, Any]) -> Chosen:
     winner = result["winner"]
     trial = next(one for one in opened.trials.all() if one.number == winner["trial"])
     file = run.bundle / WEIGHTS
+    again = "the same `autoft search` again makes it anew, once the bundle is removed"
     if not file.is_file():
-        raise RunError(f"the winner's weights are in {file}, but it is gone", "the same `autoft search` again makes it anew")
+        raise RunError(f"the winner's weights are in {file}, but it is gone", again)
+    try:
+        weights, _ = load_tensors(file)
+    except ValueError as error:
+        raise RunError(f"the winner's weights are damaged: {first_line(error)}", again) from error
     adapter = run.bundle / ADAPTER
     return Chosen(
         trial=trial,
-        weights=load_tensors(file)[0],
+        weights=weights,
         value=winner["value"],
         epoch=winner["epoch"],
         seed=winner["training"]["seed"],
@@ -223,11 +228,15 @@ def _other(
     known, recipe = trial.user_attrs, opened.recipe
     folder = run.trial(trial.number)
     value, epoch = known["best_value"], known["best_epoch"]
-    if not (folder / WEIGHTS).is_file():
+    try:
+        why = None if kept_whole(folder) else "the run did not keep its weights"
+    except ValueError as error:
+        why = first_line(error)
+    if why is not None:
         candidate = recipe.candidate(trial)
         settings = recipe.settings(candidate)
         settings = replace(settings, micro_batch=known.get("micro_batch") or settings.micro_batch)
-        text = f"training trial {trial.number} again up to epoch {epoch}: the run did not keep its weights"
+        text = f"training trial {trial.number} again up to epoch {epoch}: {why}"
         listener(Event("export", text, {"trial": trial.number, "epoch": epoch}))
         folder = scratch / "training"
         job = Job(recipe.backbone(candidate), settings, str(candidate.values["augmentation"]), folder)

@@ -5,6 +5,7 @@ What comes of it cannot be scored honestly but on the test split; `result.json` 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from autoft.specs import Backbone
 from autoft.splits import Subset
 from autoft.train import EpochReport, TrainConfig
 from autoft.worker import CHECKPOINT, Job, PauseTrial, Worker
+
+logger = logging.getLogger("autoft")
 
 MODEL = "model/"  # what the names of the model's tensors begin with in a checkpoint
 
@@ -74,6 +77,8 @@ def refit(
             raise PauseTrial
 
     outcome = worker.run(Job(backbone, settings, augmentation, folder), on_epoch=pause, should_stop=should_stop)
+    if outcome.redone:
+        logger.warning("training on both splits began again: %s", outcome.redone)
     if outcome.failure is not None:
         stop_if_not_its_fault(outcome.failure, folder)
         raise RunError(

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from autoft.errors import RunError, first_line
 from autoft.events import Event
-from autoft.files import append_line, read_json, write_json, write_text
+from autoft.files import append_line, read_json, write_checked, write_text
 
 FORMAT = 1
 """Of run folders: raised with whatever a later autoft must do to go on with a folder of this one; `_migrate` does it."""
@@ -152,7 +152,7 @@ def open_run(
         with _traceless(path):
             _remove_unfinished(path)
             if not resumed or old:
-                write_json(path / LOCK, lock)
+                write_checked(path / LOCK, lock)
             write_text(path / "study.yaml", study)
             yield RunFolder(path, lock, resumed, storage)
     finally:
@@ -173,6 +173,28 @@ def was_searched(path: Path) -> bool:
         return (path / PLACE).exists() and bool(read_json(path / PLACE).get("made", True))
     except (OSError, ValueError):
         return True  # damaged, which whoever opens the trials says; nothing is to be removed meanwhile
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[dict[str, Any]]:
+    """Hold an existing run folder until the block ends, whatever study it is of; gives the content of `lock.json`.
+
+    Raises:
+        RunError: There is no run folder, or it is held by another process; nothing was touched.
+    """
+    if not (path / LOCK).is_file():
+        what = f"has no {LOCK}" if path.is_dir() else "is no folder"
+        raise RunError(f"a run folder has {LOCK}, but {path} {what}", "`autoft search` makes it: runs/NAME, or -o")
+    holder = FileLock(path / HELD, timeout=0)
+    try:
+        holder.acquire()
+    except OSError as error:  # a timeout is one, too
+        reason = "another process holds it" if isinstance(error, Timeout) else str(error)
+        raise RunError(f"the run folder {path} must be free, but {reason}", "wait for the search, or stop it") from error
+    try:
+        yield _read_lock(path)
+    finally:
+        holder.release()
 
 
 @contextlib.contextmanager

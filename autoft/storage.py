@@ -25,7 +25,7 @@ from sqlalchemy.pool import StaticPool
 from autoft.config.address import is_masked, masked, objection, scrubbed, without_password
 from autoft.errors import RunError, StorageError, first_line
 from autoft.events import Event, Listener
-from autoft.files import read_json, write_json
+from autoft.files import read_json, write_checked
 from autoft.optuna_tables import BUSY, connect_file, other_schema, refuse_other, schemas, stored_schema, upgrade
 from autoft.outage import PatientStorage
 from autoft.runfolder import PLACE, STUDY
@@ -150,12 +150,12 @@ def open_study(
             )
         found = optuna.load_study(study_name=place["study"], storage=storage, **_never_asked())
         if place["url"] != masked(url):  # the database has moved
-            write_json(run / PLACE, {**place, "url": masked(url)})
+            write_checked(run / PLACE, {**place, "url": masked(url)})
         return found
     place = {"url": masked(url), "study": f"{name}-{secrets.token_hex(6)}", "made": False}
-    write_json(run / PLACE, place)
+    write_checked(run / PLACE, place)
     made = optuna.create_study(storage=storage, study_name=place["study"], direction=direction, **_never_asked())
-    write_json(run / PLACE, {**place, "made": True})  # from now on a database without it is another one
+    write_checked(run / PLACE, {**place, "made": True})  # from now on a database without it is another one
     return made
 
 

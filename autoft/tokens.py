@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,12 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from autoft.errors import DataError
-from autoft.files import read_json, write_json
+from autoft.errors import DataError, first_line
+from autoft.files import checksum_of, read_json, write_checked
 from autoft.ragged import Ragged
 from autoft.specs import RaggedPreprocessing, Sample
+
+logger = logging.getLogger("autoft")
 
 CHUNK = 1024  # samples that are decoded together: enough for the tokenizer's threads
 IN_MEMORY = 256 << 20  # bytes; more is read from the file, which the system caches without it counting as ours
@@ -91,8 +94,13 @@ def decode_all(
         return _tokens(held.lengths.numpy(), preprocessing.count_parts(held), cut, held.values.shape[1], held, None)
     declared = json.dumps(preprocessing.to_dict(), sort_keys=True)
     stem = cache / f"{name}-{hashlib.sha256(declared.encode()).hexdigest()[:16]}"
-    if not stem.with_suffix(".json").exists():
-        _write(stem, samples, preprocessing)
+    if stem.with_suffix(".json").exists():
+        try:
+            return _open(stem, len(samples), min(memory, IN_MEMORY))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("the decoded samples in %s are damaged and are made again: %s", stem, first_line(error))
+            stem.with_suffix(".json").unlink(missing_ok=True)
+    _write(stem, samples, preprocessing)
     return _open(stem, len(samples), min(memory, IN_MEMORY))
 
 
@@ -133,23 +141,23 @@ def _write(stem: Path, samples: Sequence[Sample], preprocessing: RaggedPreproces
     finally:
         draft.unlink(missing_ok=True)
     total = int(counts[0].sum()) * columns * 4
-    write_json(stem.with_suffix(".json"), {"samples": counts.shape[1], "columns": columns, "cut": cut, "bytes": total})
+    described = {"samples": counts.shape[1], "columns": columns, "cut": cut, "bytes": total, "content": _content(stem)}
+    write_checked(stem.with_suffix(".json"), described)
+
+
+def _content(stem: Path) -> list[str]:
+    return [checksum_of(stem.with_suffix(suffix)) for suffix in (".bin", ".npy")]
 
 
 def _open(stem: Path, samples: int, memory: int) -> Tokens:
-    try:
-        described = read_json(stem.with_suffix(".json"))
-        lengths, parts = np.load(stem.with_suffix(".npy"), allow_pickle=False)
-        file = open(stem.with_suffix(".bin"), "rb")  # noqa: SIM115 - stays open as long as the split is in use
-        size = os.fstat(file.fileno()).st_size
-        if described["samples"] != samples or len(lengths) != samples or described["bytes"] != size:
-            raise ValueError(f"it holds {described['samples']} samples in {size} bytes")
-        columns, cut = int(described["columns"]), int(described["cut"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"the decoded samples in {stem.parent} are damaged: {error}",
-            f"remove the folder {stem.parent}; it is made again",
-        ) from error
+    described = read_json(stem.with_suffix(".json"))
+    if described["content"] != _content(stem):
+        raise ValueError("their content does not match their checksums")
+    if described["samples"] != samples:
+        raise ValueError(f"they are {described['samples']} samples")
+    lengths, parts = np.load(stem.with_suffix(".npy"), allow_pickle=False)
+    columns, cut, size = int(described["columns"]), int(described["cut"]), int(described["bytes"])
+    file = open(stem.with_suffix(".bin"), "rb")  # noqa: SIM115 - stays open as long as the split is in use
     if size > memory:
         return _tokens(lengths, parts, cut, columns, None, _Reader(file))
     with file:

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autoft.deployed import Apart, Point, front
 from autoft.knobs import FRESH, PROBE
 from autoft.promotion import Progress
+from autoft.seals import SEAL, on_write, read_whole, seal_of
 from autoft.space import Space, suggest
 from autoft.specs import Choice, Direction, is_better
 
@@ -71,6 +72,9 @@ class Trials:
         self._probe_first = probe_first
         self._space = space
         self._study = study
+        read_whole(study, f"the database of {study.study_name}")
+        self._known: list[FrozenTrial] | None = None  # what `all` read last; None once anything was written
+        on_write(study, self._forget)
         # the preset first, on the first backbone; then on each other one, for an honest first score of all; a kill may
         # have come after some of them
         presets = [
@@ -227,6 +231,7 @@ class Trials:
         for name, fact in facts.items():
             if fact is not None:
                 trial.set_user_attr(name, fact)
+        trial.set_user_attr(SEAL, seal_of(self.all()[trial.number], "paused", None))
         trial.set_user_attr(PAUSED, epoch)
 
     def paused(self) -> list[FrozenTrial]:
@@ -268,15 +273,19 @@ class Trials:
         return seen
 
     def report(self, trial: optuna.Trial, value: float, epoch: int) -> None:
-        """Store an epoch's value, unless it is there already, from before a kill."""
-        if epoch not in self._study.trials[trial.number].intermediate_values:
+        """Store an epoch's value, unless it is there already, from before a kill; the training is what counts."""
+        stored = self.all()[trial.number].intermediate_values.get(epoch)
+        if stored is None:
             trial.report(value, epoch)
+        elif stored != value:  # damaged on the disk, or trained again where hardware repeats nothing
+            self._study._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
 
     def tell(self, trial: optuna.Trial, state: TrialState, value: float | None = None, **facts: Any) -> None:
         """End a trial; `facts` are stored with it, where they are not None."""
         for name, fact in facts.items():
             if fact is not None:
                 trial.set_user_attr(name, fact)
+        trial.set_user_attr(SEAL, seal_of(self.all()[trial.number], state.name, value))
         self._study.tell(trial, value, state=state)
 
     def put_back(self, trial: optuna.Trial) -> None:
@@ -287,8 +296,17 @@ class Trials:
         self._study._storage.set_trial_state_values(trial._trial_id, state=state)  # Optuna has no public call for it
 
     def all(self, *states: TrialState) -> list[FrozenTrial]:
-        """Return all trials, or those in some states, in order."""
-        return self._study.get_trials(deepcopy=False, states=states or None)
+        """Return all trials, or those in some states, in order.
+
+        Read again only after something was written: Optuna reads those that have not ended anew each time, which for
+        hundreds of trials took as long as everything else that the driver does.
+        """
+        if self._known is None:
+            self._known = self._study.get_trials(deepcopy=False)
+        return [trial for trial in self._known if trial.state in states] if states else list(self._known)
+
+    def _forget(self) -> None:
+        self._known = None
 
     def twin(self, trial: optuna.Trial) -> FrozenTrial | None:
         """Return a finished trial that is trained in exactly the same way."""

@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from autoft.checkpoint import ADAPTER
+from autoft.checkpoint import ADAPTER, DamagedCheckpointError, read_best
 from autoft.errors import DataError, RunError, first_line
-from autoft.files import copy_atomically, load_tensors, read_json, remove_tree, write_bytes, write_json
+from autoft.files import checksum, copy_atomically, load_tensors, read_json, remove_tree, write_bytes, write_checked
 from autoft.loading import FixedData, SplitData, load_split
 from autoft.model import FineTuneModel, assemble
 from autoft.prefix_store import PrefixStore
@@ -99,6 +99,7 @@ class Outcome:
         micro_batch: The micro-batch it ended with, where memory forced a smaller one.
         reuse: Whether stored outputs of frozen stages were used, from where, or why not.
         history: The epochs trained, of all runs of it; empty where it failed or was interrupted.
+        redone: Why it was begun again although it had been trained before: what of it was damaged. Empty otherwise.
     """
 
     state: State
@@ -110,6 +111,7 @@ class Outcome:
     micro_batch: int | None = None
     reuse: str = ""
     history: tuple[EpochReport, ...] = ()
+    redone: str = ""
 
 
 class Worker:
@@ -223,24 +225,34 @@ class Worker:
     ) -> Outcome:
         """Train one trial to its end, from its checkpoint where it has one.
 
-        Running out of memory halves the micro-batch at the same effective batch and goes on. No exception of the training
+        Running out of memory halves the micro-batch at the same effective batch and goes on. A damaged result or checkpoint
+        is dropped, and the trial begins again; `Outcome.redone` says so. No exception of the training
         escapes: it becomes a typed `Failure`. Those of `on_epoch` and `should_stop` do: they are no failure of the trial.
 
         Returns:
             The outcome; for `complete` and `pruned` the best weights are in `job.folder / "model.safetensors"`.
         """
-        finished = load_outcome(job.folder)
+        finished, redone = _whole_outcome(job.folder)
         if finished is not None:
             # a kill came between the result and its being told, or even its checkpoint's removal
             remove_tree(job.folder / CHECKPOINT, ignore_errors=True)
             return finished
         started = time.monotonic()
         micro = self._micro_batch.get(job.backbone.name, job.config.micro_batch)
+        dropped = False
         while True:
             try:
-                return self._attempt(job, micro, started, on_epoch, should_stop)
+                outcome = self._attempt(job, micro, started, on_epoch, should_stop)
+                return replace(outcome, redone=redone) if redone else outcome
             except _CallerError as carrier:
                 raise carrier.error from carrier.error.__cause__
+            except DamagedCheckpointError as error:
+                if dropped:  # a disk that keeps nothing
+                    failure = failure_of(error)
+                    return Outcome("failed", None, 0, time.monotonic() - started, "bug", failure, micro)
+                dropped, redone = True, str(error)
+                remove_tree(job.folder / CHECKPOINT)
+                continue
             except (Exception, torch.OutOfMemoryError) as error:  # noqa: BLE001 - typed and handed to the driver
                 kind = classify(error)
                 current = micro or job.config.batch_size
@@ -332,19 +344,21 @@ def settle(
     """End a trial that will not go on: keep its best weights and its result, and drop its checkpoint.
 
     In this order, so that a kill loses nothing; done already, it returns what was kept.
+
+    Raises:
+        DamagedCheckpointError: There is no result, and the checkpoint is gone or not what was written.
     """
-    finished = load_outcome(folder)
+    finished, _ = _whole_outcome(folder)
     if finished is not None:
         remove_tree(folder / CHECKPOINT, ignore_errors=True)
         return finished
-    _, described = load_tensors(folder / CHECKPOINT / "last.safetensors")
-    copy_atomically(folder / CHECKPOINT / described["best"], folder / WEIGHTS)
-    best = _best_of(described)
-    for file in (folder / CHECKPOINT / f"{ADAPTER}-{best.epoch}").glob("*"):
-        write_bytes(folder / ADAPTER / file.name, file.read_bytes())
+    described, weights, adapter = read_best(folder / CHECKPOINT)
+    copy_atomically(weights, folder / WEIGHTS)
+    for name, content in adapter.items():
+        write_bytes(folder / ADAPTER / name, content)
     outcome = Outcome(
         state,
-        best,
+        _best_of(described),
         len(described["history"]),
         seconds,
         stopped,
@@ -352,7 +366,8 @@ def settle(
         reuse=reuse,
         history=_reports(described),
     )
-    write_json(folder / RESULT, asdict(outcome))
+    sums = {name: checksum(content) for name, content in adapter.items()}
+    write_checked(folder / RESULT, {**asdict(outcome), "adapter": sums})
     remove_tree(folder / CHECKPOINT)
     return outcome
 
@@ -378,6 +393,33 @@ def _call(function: Callable[[], _Value]) -> _Value:
         raise _CallerError(error) from None  # no `from error`: raised again, the two would name each other as cause
 
 
+def _whole_outcome(folder: Path) -> tuple[Outcome | None, str]:
+    """Return the outcome that a trial left, or None and what is wrong with it, whose file is then removed."""
+    try:
+        return load_outcome(folder), ""
+    except RunError as error:
+        (folder / RESULT).unlink()
+        return None, error.message
+
+
+def kept_whole(folder: Path) -> bool:
+    """Return whether a finished trial's folder holds the weights that it left, and its adapter where there is one.
+
+    Raises:
+        ValueError: They are there, but not what was written.
+    """
+    if not (folder / WEIGHTS).exists():
+        return False
+    load_tensors(folder / WEIGHTS)
+    wanted = read_json(folder / RESULT).get("adapter", {}) if (folder / RESULT).exists() else {}
+    for name, sums in wanted.items():
+        if not (folder / ADAPTER / name).exists():
+            return False
+        if checksum((folder / ADAPTER / name).read_bytes()) != sums:
+            raise ValueError(f"{folder / ADAPTER / name} is altered: its content does not match its checksum")
+    return True
+
+
 def load_outcome(folder: Path) -> Outcome | None:
     """Return the outcome that a finished trial left in its folder, or None.
 
@@ -401,7 +443,7 @@ def load_outcome(folder: Path) -> Outcome | None:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{folder / RESULT} is damaged: {_line(error)}", f"remove the folder {folder}, to train that trial again"
+            f"{folder / RESULT} is damaged: {first_line(error)}", f"remove the folder {folder}, to train that trial again"
         ) from error
 
 

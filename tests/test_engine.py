@@ -257,12 +257,11 @@ def test_deadline_ends_a_task_and_keeps_its_epochs(two: Heard, tmp_path: Path) -
 
 
 def test_failure_comes_back_typed_and_the_worker_goes_on(two: Heard, tmp_path: Path) -> None:
-    (tmp_path / "trial-7").mkdir()
-    (tmp_path / "trial-7" / "result.json").write_text("{")  # even `Worker.run` raises here
+    (tmp_path / "trial-7" / "result.json").mkdir(parents=True)  # even `Worker.run` raises here
     two.engine.submit(0, task(tmp_path, 7))
     failed = two.outcome(7)
     assert failed.failure is not None
-    assert "is damaged" in failed.failure.message
+    assert "result.json" in failed.failure.message
     two.engine.submit(0, task(tmp_path, 8))
     assert two.outcome(8).state == "complete"
 

@@ -308,3 +308,78 @@ def test_removed_tree_is_gone_and_one_that_is_not_there_is_fine(remote: Path, tm
         files.remove_tree(folder)
         assert not folder.exists()
         files.remove_tree(folder)
+
+
+# --- checksums ----------------------------------------------------------------------------------------------------------
+
+
+def altered(content: bytes) -> Iterator[bytes]:
+    """Give a content with one bit of each byte altered."""
+    for place, byte in enumerate(content):
+        yield content[:place] + bytes([byte ^ (1 << place % 8)]) + content[place + 1 :]
+
+
+def test_altered_json_is_told_or_says_the_same(tmp_path: Path) -> None:
+    file, content = tmp_path / "file.json", {"name": "a", "values": (1.5, None, True), "more": {"2": {}}}
+    files.write_checked(file, content)
+    wanted = {"name": "a", "values": [1.5, None, True], "more": {"2": {}}}
+    assert files.read_json(file) == wanted
+    whole, told = file.read_bytes(), 0
+    for damaged in altered(whole):
+        file.write_bytes(damaged)
+        try:
+            assert files.read_json(file) == wanted
+        except ValueError:
+            told += 1
+    assert told > 0.8 * len(whole)
+    for size in range(len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="is not whole JSON"):
+            files.read_json(file)
+
+
+def test_json_without_a_checksum_is_read_as_it_is(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "file.json", {"a": 1})
+    assert files.read_json(tmp_path / "file.json") == {"a": 1}
+
+
+def test_checked_json_is_written_again_with_a_new_checksum(tmp_path: Path) -> None:
+    files.write_checked(tmp_path / "a.json", {"a": 1})
+    files.write_checked(tmp_path / "b.json", {**files.read_json(tmp_path / "a.json"), "a": 2})
+    assert files.read_json(tmp_path / "b.json") == {"a": 2}
+
+
+@pytest.mark.parametrize("in_one_read", [0, 1 << 20], ids=["mapped", "read"])
+def test_altered_tensors_are_told_or_are_the_same(in_one_read: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "IN_ONE_READ", in_one_read)
+    file = tmp_path / "file.safetensors"
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(True), "c": torch.zeros(0), "d": torch.ones(2).half()}
+    files.save_tensors(file, tensors, {"epoch": 3})
+    whole, told = file.read_bytes(), 0
+    for damaged in altered(whole):
+        file.write_bytes(damaged)
+        try:
+            found, described = files.load_tensors(file)
+            assert described == {"epoch": 3}
+            assert set(found) == set(tensors)
+            assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+        except ValueError:
+            told += 1
+    assert told > 0.8 * len(whole)
+
+
+def test_equal_tensors_are_written_as_equal_bytes(tmp_path: Path) -> None:
+    written = set()
+    for _ in range(5):
+        files.save_tensors(tmp_path / "file.safetensors", {"b": torch.ones(2), "a": torch.zeros(3)}, {"y": 1, "x": [2]})
+        written.add((tmp_path / "file.safetensors").read_bytes())
+    assert len(written) == 1
+
+
+def test_line_after_a_torn_one_begins_anew(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    files.append_line(log, {"a": 1})
+    log.write_bytes(log.read_bytes() + b'{"b": ')
+    files.append_line(log, {"c": 3})
+    files.append_line(log, {"d": 4})
+    assert log.read_text() == '{"a": 1}\n{"b": \n{"c": 3}\n{"d": 4}\n'

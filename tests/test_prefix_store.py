@@ -30,7 +30,6 @@ from toy_training import (
 from autoft import prefix_store
 from autoft.builtin import timm as timm_family
 from autoft.builtin import transformers as transformers_family
-from autoft.errors import RunError
 from autoft.loading import load_split
 from autoft.model import FineTuneModel, assemble
 from autoft.prefix_store import PrefixStore, Reuse
@@ -204,13 +203,22 @@ def test_what_has_no_description_is_made_again(tmp_path: Path) -> None:
     assert losses(found) == losses(wanted)
 
 
-def test_a_damaged_store_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", [0, 1 << 30], ids=["mapped", "in memory"])
+@pytest.mark.parametrize("damage", ["half", "flipped", "description"])
+def test_a_damaged_store_is_told_and_made_again(
+    damage: str, memory: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = config(freeze_depth=2, epochs=2)
-    trained(settings, PrefixStore(tmp_path, memory=0))
+    wanted, _ = trained(settings, PrefixStore(tmp_path, memory=memory))
     for file in tmp_path.glob("*.bin"):
-        file.write_bytes(b"half")
-    with pytest.raises(RunError, match="damaged"):
-        trained(settings, PrefixStore(tmp_path, memory=0))
+        content = file.read_bytes()
+        if damage == "description":
+            file.with_suffix(".json").write_text("{")
+        else:
+            file.write_bytes(b"half" if damage == "half" else content[:40] + bytes([content[40] ^ 64]) + content[41:])
+    found, _ = trained(settings, PrefixStore(tmp_path, memory=memory))
+    assert losses(found) == losses(wanted)
+    assert "are damaged and are made again" in caplog.text
 
 
 def test_the_folder_stays_within_its_bytes(tmp_path: Path) -> None:

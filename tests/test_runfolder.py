@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from autoft.errors import RunError
 from autoft.events import Event
+from autoft.files import read_json
 from autoft.identity import defaults
 from autoft.runfolder import FORMAT, LOCK, STUDY, RunFolder, open_run
 
@@ -63,7 +64,7 @@ def test_new_folder_is_made_with_its_parents_and_records_what_it_is_made_of(tmp_
     with open_run(path, IDENTITY, FACTS, "name: digits\n") as run:
         assert not run.resumed
         assert (path / "study.yaml").read_text() == "name: digits\n"
-        assert json.loads((path / LOCK).read_text()) == {"format": FORMAT, "identity": IDENTITY, **FACTS}
+        assert read_json(path / LOCK) == {"format": FORMAT, "identity": IDENTITY, **FACTS}
         run.log(Event("trial", "trial 0", {"trial": 0}))
         run.study.write_bytes(b"")
         assert run.study == path / STUDY
@@ -209,7 +210,7 @@ def test_kill_before_the_search_leaves_a_folder_that_any_study_may_take(tmp_path
         assert not run.resumed
         assert run.lock["identity"] == other
         run.study.write_bytes(b"")
-    assert json.loads((path / LOCK).read_text())["identity"] == other
+    assert read_json(path / LOCK)["identity"] == other
 
 
 def test_temporary_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
@@ -352,7 +353,7 @@ def test_file_system_without_locks_is_refused(number: int, tmp_path: Path, monke
 
 
 def rewrite(run: Path, **changes: Any) -> None:
-    lock = {**json.loads((run / LOCK).read_text()), **changes}
+    lock = {**read_json(run / LOCK), **changes}
     (run / LOCK).write_text(json.dumps({name: value for name, value in lock.items() if value is not None}))
 
 
@@ -361,7 +362,7 @@ def test_folder_from_before_formats_is_brought_to_the_present_one(tmp_path: Path
     rewrite(run, format=None)
     opened = try_to_open(run)
     assert opened.resumed
-    assert opened.lock["format"] == json.loads((run / LOCK).read_text())["format"] == FORMAT
+    assert opened.lock["format"] == read_json(run / LOCK)["format"] == FORMAT
 
 
 def test_folder_of_a_newer_format_is_refused_by_who_made_it(tmp_path: Path) -> None:

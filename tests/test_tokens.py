@@ -65,10 +65,11 @@ def test_a_cache_is_used_again_and_only_for_what_it_was_made_with(tmp_path: Path
     assert not list(tmp_path.glob("*.part"))
 
 
-@pytest.mark.parametrize("damage", ["shorter", "gone", "no JSON", "other samples"])
-def test_a_damaged_cache_is_refused(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["shorter", "gone", "no JSON", "flipped", "other samples"])
+def test_a_damaged_cache_is_told_and_made_again(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = samples()
-    decode_all(data, PREPROCESSING, memory=0, cache=tmp_path, name="train")
+    wanted = decode_all(data, PREPROCESSING, memory=0, cache=tmp_path, name="train")
+    rows = np.arange(len(data) - 1)
     values, described = next(tmp_path.glob("*.bin")), next(tmp_path.glob("*.json"))
     if damage == "shorter":
         values.write_bytes(values.read_bytes()[:-4])
@@ -76,10 +77,16 @@ def test_a_damaged_cache_is_refused(tmp_path: Path, damage: str) -> None:
         values.unlink()
     elif damage == "no JSON":
         described.write_text("{")
+    elif damage == "flipped":
+        values.write_bytes(bytes([values.read_bytes()[0] ^ 1]) + values.read_bytes()[1:])
     else:
         data = data[:-1]
-    with pytest.raises(DataError, match=r"damaged.*\n.*remove the folder"):
-        decode_all(data, PREPROCESSING, memory=0, cache=tmp_path, name="train")
+    before = wanted.take(rows).values.clone() if damage == "other samples" else None
+    found = decode_all(data, PREPROCESSING, memory=0, cache=tmp_path, name="train")
+    assert "are damaged and are made again" in caplog.text
+    fresh = decode_all(data, PREPROCESSING, memory=0, cache=None, name="train").take(rows).values
+    assert torch.equal(found.take(rows).values, fresh)
+    assert before is None or torch.equal(before, fresh)
 
 
 def test_a_kill_before_the_description_is_written_leaves_nothing_that_counts(tmp_path: Path) -> None:
@@ -104,14 +111,15 @@ import resource, sys
 import numpy as np, torch
 from pathlib import Path
 from autoft.files import write_json
-from autoft.tokens import _open
+from autoft.tokens import _content, _open
 stem = Path({str(tmp_path / "train-0")!r})
 lengths = np.full(200_000, 120)
 with open(stem.with_suffix(".bin"), "wb") as file:
     for _ in range(200):
         file.write(np.arange(120_000, dtype="<i4").tobytes())
 np.save(stem.with_suffix(".npy"), np.stack([lengths, lengths * 0]))
-write_json(stem.with_suffix(".json"), {{"samples": 200_000, "columns": 1, "cut": 0, "bytes": 96_000_000}})
+described = {{"samples": 200_000, "columns": 1, "cut": 0, "bytes": 96_000_000, "content": _content(stem)}}
+write_json(stem.with_suffix(".json"), described)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 tokens = _open(stem, 200_000, 0)
 order = np.random.default_rng(0).permutation(200_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean
@@ -10,6 +11,8 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 from test_space import space_of
 
 from autoft.space import Space, suggest
@@ -116,3 +119,70 @@ def test_kill_between_the_writes_of_a_start_leaves_a_trial_that_has_begun_or_has
     known = trials(tmp_path).all()[trial.number].user_attrs
     assert (UNTIL in known) == (writes >= 2)
     assert UNTIL not in known or (known[UNTIL], known[DUE], known.get(PAUSED, 0)) == (3, 7.5, 0)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def live(kept: Trials, space: Space) -> None:
+    """Let two trials train, rest, go on and end, one of them as not promoted, as the driver does."""
+    kept.remember("seconds", 1.0)
+    for number in range(2):
+        trial = kept.ask()
+        suggest(trial, space)
+        kept.start(trial, 1, 10.0)
+        kept.report(trial, 0.25, 1)
+        kept.pause(trial, 1, best_value=0.25, epochs=1, metrics={"accuracy": 0.25})
+        if number:
+            kept.tell(kept.resume(trial.number), TrialState.PRUNED, paused=0, stopped="not promoted")
+            continue
+        trial = kept.resume(trial.number)
+        kept.start(trial, 2, 20.0)
+        kept.report(trial, 0.5, 2)
+        kept.tell(trial, TrialState.COMPLETE, 0.5, best_value=0.5, epochs=2)
+
+
+def test_kill_at_any_write_is_no_damage(tmp_path: Path) -> None:
+    space = space_of()
+    left: list[int | None] = [None]
+
+    def kill(connection: Any, cursor: Any, statement: str, *others: Any) -> None:
+        if left[0] is None or statement.startswith(("SELECT", "PRAGMA")):
+            return
+        left[0] -= 1
+        if left[0] < 0:
+            left[0] = None
+            raise Killed
+
+    trials(tmp_path / "new", space)
+    event.listen(Engine, "before_cursor_execute", kill)
+    try:
+        place, lived = 0, False
+        while not lived:
+            folder = tmp_path / str(place)
+            shutil.copytree(tmp_path / "new", folder)
+            kept = trials(folder, space)
+            left[0] = place
+            try:
+                live(kept, space)
+                lived = True
+            except Killed:
+                place += 2
+            left[0] = None
+            found = trials(folder, space).all()  # reads all, and compares
+        assert place > 40
+        assert all(trial.user_attrs["seal"] for trial in found)
+    finally:
+        event.remove(Engine, "before_cursor_execute", kill)
+
+
+def test_epoch_that_the_database_has_otherwise_counts_as_it_was_trained(tmp_path: Path) -> None:
+    space = space_of()
+    kept = trials(tmp_path, space)
+    trial = kept.ask()
+    suggest(trial, space)
+    kept.report(trial, 0.25, 1)
+    kept.report(trial, 0.5, 1)
+    assert kept.all()[trial.number].intermediate_values == {1: 0.5}
+    assert trials(tmp_path, space).all()[trial.number].intermediate_values == {1: 0.5}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from toy_training import (
 )
 
 from autoft import worker as worker_module
+from autoft.checkpoint import DamagedCheckpointError
 from autoft.errors import DataError, RunError
 from autoft.files import as_path, load_tensors
 from autoft.loading import FixedData, SplitData
@@ -325,7 +328,7 @@ def test_result_that_a_kill_left_behind_is_used_again(tmp_path: Path) -> None:
     assert again == wanted
 
 
-@pytest.mark.parametrize("moment", ["copy_atomically", "write_json", "remove_tree"])
+@pytest.mark.parametrize("moment", ["copy_atomically", "write_checked", "remove_tree"])
 def test_kill_while_the_result_is_kept_loses_nothing(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(BaseException):
         pass
@@ -348,22 +351,52 @@ def test_kill_while_the_result_is_kept_loses_nothing(moment: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("torn", ["last", "best"])
-def test_torn_checkpoint_is_a_failure_that_names_the_file(torn: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "altered", "gone"])
+def test_trial_with_a_damaged_checkpoint_begins_again_and_says_so(torn: str, damage: str, tmp_path: Path) -> None:
+    wanted = make().run(job(tmp_path / "whole"))
     make().run(job(tmp_path), should_stop=iter([False] * 7 + [True]).__next__)
     (file,) = (tmp_path / "trial" / "checkpoint").glob(f"{torn}*.safetensors")
-    file.write_bytes(file.read_bytes()[:-100])
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-100] if damage == "cut" else content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+    outcome = make().run(job(tmp_path))
+    assert outcome.state == "complete"
+    assert outcome.best == replace_seconds(wanted.best, outcome.best)
+    if (torn, damage) == ("last", "gone"):  # none was written yet
+        assert outcome.redone == ""
+    else:
+        assert file.name in outcome.redone
+    assert not (tmp_path / "trial" / "checkpoint").exists()
+
+
+def replace_seconds(report: EpochReport | None, other: EpochReport | None) -> EpochReport:
+    assert report is not None
+    assert other is not None
+    return dataclasses.replace(report, seconds=other.seconds)
+
+
+def test_checkpoint_that_a_disk_never_keeps_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(folder: Path) -> Any:
+        raise DamagedCheckpointError(f"{folder} is altered")
+
+    monkeypatch.setattr(worker_module, "read_best", gone)
     outcome = make().run(job(tmp_path))
     assert outcome.failure is not None
-    assert outcome.state == "failed"
-    assert f"{file.name} is not a whole safetensors file" in outcome.failure.message
+    assert outcome.failure.message == f"DamagedCheckpointError: {tmp_path / 'trial' / 'checkpoint'} is altered"
 
 
 @pytest.mark.parametrize("content", ["", '{"state": "comp', "[]", '{"state": "complete"}'])
-def test_torn_result_is_an_error_that_names_the_file(content: str, tmp_path: Path) -> None:
-    make().run(job(tmp_path))
+def test_torn_result_is_named_and_the_trial_trained_again(content: str, tmp_path: Path) -> None:
+    wanted = make().run(job(tmp_path))
     (tmp_path / "trial" / "result.json").write_text(content)
     with pytest.raises(RunError, match=r"trial.result\.json .*\n?.*hint: remove the folder"):
-        make().run(job(tmp_path))
+        load_outcome(tmp_path / "trial")
+    outcome = make().run(job(tmp_path))
+    assert "result.json is damaged" in outcome.redone
+    assert outcome.best == replace_seconds(wanted.best, outcome.best)
+    assert load_outcome(tmp_path / "trial") == dataclasses.replace(outcome, redone="")
 
 
 def test_folder_without_a_result_has_no_outcome(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import FrozenTrial, TrialState
 
 from autoft.errors import RunError
-from autoft.files import read_json
-from autoft.finish import RESULT
+from autoft.finish import read_result
 from autoft.knobs import BY_NAME, Value
+from autoft.seals import check
 from autoft.space import AS_SEARCHED
 from autoft.specs import Direction, Range
 from autoft.storage import read_study
@@ -90,7 +90,8 @@ def read_run(run: Path) -> Evidence:
         RunError: There is no run, it cannot be read, or no trial of it has trained an epoch.
     """
     trials, direction = read_study(run)
-    result = read_json(run / RESULT) if (run / RESULT).exists() else {}
+    check(trials, f"the database of {run}")
+    result = read_result(run) or {}
     events = list(_events(run / "log.jsonl"))
     searches = [event for event in events if event["event"] == "search"]
     counts = {event["backbone"]: event["stages"] for event in events if event["event"] == "preflight" and "stages" in event}
@@ -214,9 +215,13 @@ def _lowest(what: BaseDistribution | None) -> float:
 def _events(log: Path) -> Iterable[dict[str, Any]]:
     if not log.exists():
         return
-    for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):  # a kill may have come while the last one was written
-            yield json.loads(line)
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # a kill tears the last line, a damaged disk any: of one that cannot be read, nothing is told
+        if isinstance(event, dict) and "event" in event:
+            yield event
 
 
 def _stored_space(study: Path) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,13 +13,20 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+from filelock import FileLock
 
 from autoft.errors import DataError, first_line
+from autoft.files import checksum_of, read_json, remove_tree, write_checked
 from autoft.tables.parsing import FAULT, LINE, examine, read_tables, schema_of
 from autoft.tables.sources import kind_of
 
-READER = 2  # of the files' reading; a new number makes every copy anew
+READER = 3  # of the files' reading; a new number makes every copy anew
+COPIES = "autoft-table"  # their folder in the cache of `datasets`
+CHECKSUMS = "checksums.json"
 _TYPED = ("parquet", "arrow")
+
+
+logger = logging.getLogger("autoft")
 
 
 @dataclass
@@ -74,10 +82,13 @@ def convert(path: Path) -> tuple[datasets.Dataset, dict[str, Any]]:
     status = path.stat()
     identity = [str(path.resolve()), kind, status.st_size, status.st_mtime_ns, READER]
     name = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).hexdigest()
-    with _quiet():
-        builder = _Builder(dataset_name="autoft-table", config_id=name, file=str(path), kind=kind)
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / COPIES / name
+    with _quiet(), _alone(folder, path):
+        _remove_damaged(folder)
+        builder = _Builder(dataset_name=COPIES, config_id=name, file=str(path), kind=kind)
         try:
             builder.download_and_prepare()
+            _seal(Path(builder.cache_dir))
             if not builder.info.splits["train"].num_examples:
                 raise DataError(f"a table must have rows, but {path} has none", "look at the file")
             dataset = builder.as_dataset(split="train")
@@ -90,6 +101,41 @@ def convert(path: Path) -> tuple[datasets.Dataset, dict[str, Any]]:
         except (ValueError, NotImplementedError) as error:  # types that `datasets` has no counterpart of
             raise _unreadable(path, error) from error
     return dataset, json.loads(builder.info.description) if builder.info.description else {}
+
+
+def _seal(copy: Path) -> None:
+    """Note the checksums of a copy that was made now."""
+    if not (copy / CHECKSUMS).exists():
+        write_checked(copy / CHECKSUMS, {file.name: checksum_of(file) for file in sorted(copy.iterdir())})
+
+
+@contextmanager
+def _alone(folder: Path, path: Path) -> Iterator[None]:
+    """Let one process at a time make a copy, or find that it is damaged."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "autoft.lock")
+        lock.acquire()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_damaged(folder: Path) -> None:
+    """Remove a copy that is not what was written, so that it is made again."""
+    for copy in (path for path in folder.glob("*") if path.is_dir() and path.suffix != ".incomplete"):
+        try:
+            noted = read_json(copy / CHECKSUMS)
+            if noted == {name: checksum_of(copy / name) for name in noted}:
+                continue
+            why = "its content does not match its checksum"
+        except (OSError, ValueError) as error:  # also where a kill came before its checksums
+            why = first_line(error)
+        logger.warning("the copy of a table in %s is damaged and is made again: %s", copy, why)
+        remove_tree(copy)
 
 
 def _unreadable(path: Path, error: BaseException) -> DataError:
