@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autoft import outage
 from autoft.errors import RunError, StorageError
+from autoft.files import read_json
 from autoft.insight.evidence import read_run
 from autoft.optuna_tables import schemas, stored_schema
 from autoft.reexport import export_again
@@ -152,7 +153,7 @@ def test_kill_while_the_study_was_made_leaves_nothing_that_hinders(url: str, tmp
     run = tmp_path / "run"
     run.mkdir()
     open_study(run, url, "photos", "maximize")
-    place = json.loads((run / PLACE).read_text())
+    place = read_json(run / PLACE)
     (run / PLACE).write_text(json.dumps({**place, "made": False}))
     study = open_study(run, url, "photos", "minimize")
     assert study.study_name != place["study"]

@@ -24,6 +24,7 @@ from kills import Search
 from promise import Tally
 
 from autoft.errors import AutoftError, StorageError
+from autoft.files import read_json
 from autoft.optuna_tables import stored_schema
 from autoft.runfolder import FORMAT, LOCK, STUDY, open_run
 from autoft.storage import VARIABLE, connect, open_study, read_study
@@ -221,7 +222,7 @@ def formats(folder: Path) -> Iterator[Tally]:
         run = folder / f"format{number}"
         with open_run(run, {"name": "x"}, {}, ""):
             open_study(run, None, "x", "maximize").enqueue_trial({"x": number})
-        lock = json.loads((run / LOCK).read_text())
+        lock = read_json(run / LOCK)
         lock = {name: value for name, value in {**lock, "format": change}.items() if value is not None}
         (run / LOCK).write_text(json.dumps(lock))
         newer = change is not None and change > FORMAT
