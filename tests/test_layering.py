@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "decoded",
         "presets",
         "freezing",
+        "weights",
         "head_start",
         "layers",
         "tasks",
