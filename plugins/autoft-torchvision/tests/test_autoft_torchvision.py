@@ -35,8 +35,8 @@ def backbone(model: str, weights: str = "none", size: int | None = None) -> Back
 
 def described(model: str) -> tuple[torch.nn.Module, Backbone]:
     """Build a model without its weights' memory."""
+    found = backbone(model)
     with torch.device("meta"):
-        found = backbone(model)
         return found.build(), found
 
 
