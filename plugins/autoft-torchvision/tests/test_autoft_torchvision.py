@@ -21,7 +21,8 @@ from autoft.builtin.heads import autoft_heads
 from autoft.errors import BackboneError
 from autoft.freezing import check_stages
 from autoft.specs import Backbone, BackboneRequest
-from autoft.testing import toy
+from autoft.testing import checks_for, toy
+from autoft.testing.bound import BoundCheck
 from autoft.testing.checks import run_checks
 
 HEAD = autoft_heads()[0]
@@ -40,11 +41,9 @@ def described(model: str) -> tuple[torch.nn.Module, Backbone]:
         return found.build(), found
 
 
-@pytest.mark.parametrize("model", SMALL[:2])
-def test_conformance_kit_passes(model: str) -> None:
-    results = run_checks(backbone(model, size=64), HEAD)
-    assert len(results) >= 6
-    assert [result.message for result in results if not result.passed] == []
+@pytest.mark.parametrize("check", [check for model in SMALL[:2] for check in checks_for(backbone(model, size=64))], ids=str)
+def test_conformance(check: BoundCheck) -> None:
+    check()
 
 
 @pytest.mark.slow
