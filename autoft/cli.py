@@ -699,6 +699,25 @@ def plugins_presets(as_json: AsJson = False) -> None:
     _print_pairs((preset.name, f"{preset.help}; {preset.trials} trials") for preset in PRESETS)
 
 
+@plugins_app.command("new")
+def plugins_new(
+    name: Annotated[str, typer.Argument(help="Of the plugin and of what it provides, such as flowers.")],
+    kind: Annotated[
+        str, typer.Option("--kind", help="What it provides: backbone, head or data.", show_default=True)
+    ] = "backbone",
+    into: Annotated[
+        Path, typer.Option("--into", metavar="FOLDER", help="Where the package's folder is made.", show_default=True)
+    ] = Path(),
+) -> None:
+    """Make a new plugin: one module, an entry point, tests by the conformance kit, README, CI; it passes its own tests."""
+    from autoft.template import make_plugin
+
+    folder = make_plugin(name, kind, into)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        print(file)
+    print(f"next: pip install -e '{folder}[test]' && pytest {folder}", file=sys.stderr)
+
+
 @plugins_app.command("check")
 def plugins_check(
     name: Annotated[

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -23,10 +24,11 @@ from typing import Any
 
 import pluggy
 
-from autoft import hookspecs
+from autoft import __version__, hookspecs
 from autoft.catalog import NOUNS, Catalog
 from autoft.errors import PluginError, nearest
 from autoft.plugin_record import (
+    OWN_PACKAGE,
     Kind,
     PluginInfo,
     Provided,
@@ -42,6 +44,7 @@ from autoft.specs import WHOLE, BackboneFamily, DataFormat, Head, Strategy
 __all__ = ["GROUP", "Catalog", "Kind", "PluginInfo", "Provided", "discover", "installed"]
 
 GROUP = "autoft"
+VERSION_ATTRIBUTE = "AUTOFT_HOOKS"  # in the module or object that an entry point names
 
 _Spec = BackboneFamily | Head | DataFormat | Strategy
 _Specs = dict[tuple[Kind, str], _Spec]
@@ -73,7 +76,8 @@ def installed() -> tuple[PluginInfo, ...]:
 def discover(*, enabled: bool = True, allow: Collection[str] | None = None, strict: bool = False) -> Catalog:
     """Load the installed plugins, each by itself: autoft's own first, then by name.
 
-    A broken plugin is logged as a warning once a process; `AUTOFT_TRACE_PLUGINS=1` adds the trace.
+    A broken plugin is logged as a warning once a process. `AUTOFT_TRACE_PLUGINS=1` adds the trace, and prints a line to
+    stderr for each entry point as it is loaded: the seconds, and what it gave.
 
     Args:
         enabled: False loads autoft's own plugins only (`--no-plugins`).
@@ -185,10 +189,14 @@ def _check_allowed(allow: Collection[str], plugins: Collection[PluginInfo]) -> N
 
 def _load(plugin: PluginInfo, manager: pluggy.PluginManager, specs: _Specs, before: Iterable[PluginInfo]) -> PluginInfo:
     """Add all of a plugin's specs to `specs`, or none; return its record."""
+    seconds = time.perf_counter()
     try:
         # A plugin that prints must not end up in the output of `autoft ... --json`.
         with contextlib.redirect_stdout(sys.stderr), _named("loading it failed"):
+            _check_requirement(plugin)
             target = _import_target(plugin)
+            _check_version(plugin, target)
+            imported = time.perf_counter()
             new = _collect(plugin, target, manager)
             _check_clashes(new, before)
     except _BrokenPluginError as error:
@@ -196,10 +204,68 @@ def _load(plugin: PluginInfo, manager: pluggy.PluginManager, specs: _Specs, befo
             manager.unregister(name=plugin.name)
         cause = error.__cause__
         trace = "".join(traceback.format_exception(cause)) if cause is not None else None
-        return replace(plugin, state="broken", reason=one_line(str(error)), traceback=trace)
+        broken = replace(plugin, state="broken", reason=one_line(str(error)), traceback=trace)
+        _trace(broken, f"{time.perf_counter() - seconds:.3f} s, {broken.status}")
+        return broken
     specs.update(new)
     provides = tuple(Provided(kind, name, one_line(str(spec.help))) for (kind, name), spec in new.items())
+    given = ", ".join(f"{each.name} ({each.kind})" for each in provides) or "nothing"
+    hooked = time.perf_counter() - imported
+    _trace(plugin, f"imported in {imported - seconds:.3f} s, hooks called in {hooked:.3f} s, gave {given}")
     return replace(plugin, state="ok", provides=provides)
+
+
+def _trace(plugin: PluginInfo, what: str) -> None:
+    """Print, where `AUTOFT_TRACE_PLUGINS` asks for it, what came of an entry point: at once, whatever follows."""
+    if _is_traced():
+        print(f"{plugin.name} = {plugin.value} ({plugin.package} {plugin.version}): {what}", file=sys.stderr, flush=True)
+
+
+def _is_traced() -> bool:
+    return os.environ.get("AUTOFT_TRACE_PLUGINS", "0") not in ("", "0")
+
+
+def _check_requirement(plugin: PluginInfo) -> None:
+    """Compare the package's requirement on autoft with the one that runs: pip may have been told not to."""
+    if plugin.own:
+        return
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        lines = metadata.distribution(plugin.package).requires or []
+    except metadata.PackageNotFoundError:
+        return  # found by a name that its own metadata does not have
+    for line in lines:
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue  # of something else: pip would not have installed what it cannot read
+        wanted = canonical(requirement.name) == OWN_PACKAGE and (requirement.marker is None or requirement.marker.evaluate())
+        if wanted and not requirement.specifier.contains(__version__, prereleases=True):
+            raise _BrokenPluginError(
+                f"it requires autoft{requirement.specifier}, but autoft {__version__} is installed; "
+                f"install versions that fit: `pip install --upgrade autoft {plugin.package}`"
+            )
+
+
+def _check_version(plugin: PluginInfo, target: object) -> None:
+    """Compare the version of the hooks that a plugin is written for with those that this autoft knows."""
+    found = getattr(target, VERSION_ATTRIBUTE, None)
+    if found is None:
+        return
+    if not isinstance(found, int) or isinstance(found, bool):
+        raise _BrokenPluginError(
+            f"`{VERSION_ATTRIBUTE}` must be a whole number, as {hookspecs.HOOKS_VERSION} is, but is {found!r}"
+        )
+    known = f"autoft {__version__} knows {_span(hookspecs.OLDEST_HOOKS, hookspecs.HOOKS_VERSION)}"
+    if found > hookspecs.HOOKS_VERSION:
+        raise _BrokenPluginError(f"it is written for version {found} of the hooks, but {known}; upgrade autoft")
+    if found < hookspecs.OLDEST_HOOKS:
+        raise _BrokenPluginError(f"it is written for version {found} of the hooks, but {known}; upgrade {plugin.package}")
+
+
+def _span(low: int, high: int) -> str:
+    return str(high) if low == high else f"{low} to {high}"
 
 
 @contextlib.contextmanager
@@ -344,6 +410,6 @@ def _warn_once(plugin: PluginInfo) -> None:
         return
     _warned.add(identity)
     line = f"{plugin} is broken and was left out: {plugin.reason}"
-    if plugin.traceback and os.environ.get("AUTOFT_TRACE_PLUGINS", "0") not in ("", "0"):
+    if plugin.traceback and _is_traced():
         line = f"{line}\n{plugin.traceback}"
     logger.warning("%s", line)

@@ -72,6 +72,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "export",
         "report",
         "discovery",
+        "template",
         "deploy",
         "signing",
         "verify",

@@ -43,8 +43,9 @@ def checks_for(
     ...     check()
 
     Args:
-        subject: A name: a backbone `FAMILY/MODEL`, a family, head, data format or strategy, a plugin or a package, whose
-            checks are those of all that it provides. Or one of these things itself.
+        subject: A name: a backbone `FAMILY/MODEL`, checked with every installed strategy that fits; a family, head, data
+            format or strategy; or a plugin or package, whose checks are those of all that it provides. Or one of these
+            things itself.
         head: With a backbone itself: the task on top; a plain classification where it is left out.
         backbone: With a head: what it is put on; a toy where it is left out.
         strategies: With a backbone itself: those to check on it.
@@ -146,7 +147,7 @@ def _by_name(
     from autoft.plugin_record import canonical
 
     if "/" in name:
-        return _named_backbone(name, catalog)
+        return _named_backbone(name, catalog, catalog.strategies.values())
     plugins = [plugin for plugin in catalog.plugins if name == plugin.name or canonical(name) == canonical(plugin.package)]
     found: list[BoundCheck] = []
     for plugin in plugins:
@@ -213,7 +214,7 @@ def _left_out(subject: str, reason: AutoftError) -> BoundCheck:
     return BoundCheck(subject, "can-be-checked", "the kit can make what its checks need", tell)
 
 
-def _named_backbone(name: str, catalog: Catalog) -> list[BoundCheck]:
+def _named_backbone(name: str, catalog: Catalog, strategies: Iterable[Strategy] = ()) -> list[BoundCheck]:
     """Return the checks of a backbone with each kind of features that it gives and an installed head can use."""
     kinds = kinds_to_check(
         lambda features: catalog.resolve_backbone(name, weights="none", features=features), catalog.heads.values()
@@ -221,9 +222,7 @@ def _named_backbone(name: str, catalog: Catalog) -> list[BoundCheck]:
     return [
         check
         for backbone, head in kinds
-        for check in of_backbone(
-            backbone, head, catalog.strategies.values(), f"{name} {backbone.features}" if len(kinds) > 1 else name
-        )
+        for check in of_backbone(backbone, head, strategies, f"{name} {backbone.features}" if len(kinds) > 1 else name)
     ]
 
 
