@@ -658,16 +658,20 @@ def plugins_show(
         bool,
         typer.Option("--cuts", help="Try at which stages the output of frozen ones can be stored.  [default: off]"),
     ] = False,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Measure a backbone's time and memory on this processor.  [default: off]")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a plugin provides: for a backbone its stages, features and preprocessing.
+    """Show what a plugin provides: for a backbone its stages, features, preprocessing and licence.
 
-    --cuts runs the backbone forward and backward on generated samples, at each depth, which takes seconds to minutes.
+    --cuts runs the backbone forward and backward on generated samples, at each depth, which takes seconds to minutes;
+    --cost runs it on 8 of them.
     """
     from autoft.discovery import discover
     from autoft.inspection import describe
 
-    described = describe(discover(), name, cuts=cuts)
+    described = describe(discover(), name, cuts=cuts, cost=cost)
     if as_json:
         print(json.dumps(described, indent=2))
         return
