@@ -11,6 +11,7 @@ from autoft.hub import require_torch_file
 from autoft.specs import Backbone, BackboneFamily, BackboneRequest
 from autoft.weights import load_weights
 
+AUTOFT_HOOKS = 1
 SUGGESTED = {"torchvision/convnext_tiny": 27.8, "torchvision/resnet18": 11.2, "torchvision/mobilenet_v3_small": 1.5}
 LEFT_OUT = ("googlenet", "inception_", "squeezenet")  # several answers in training, or no linear layer to take off
 ONE_SIZE = ("vit_", "maxvit_")  # positions or windows are made for one size of images
