@@ -1,6 +1,5 @@
 """An autoft plugin: torchvision's image classifiers, without their last layer, as the backbone family `torchvision`."""
 
-import math
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ def resolve(request: BackboneRequest) -> Backbone:
         raise BackboneError(f"there is no {name}", f"the nearest: {', '.join(nearest(request.model, models()))}")
     shown = (weights := get_model_weights(request.model).DEFAULT).transforms()
     (own,), (resize,), smallest = shown.crop_size, shown.resize_size, max(weights.meta["min_size"])
-    side, largest = request.image_size or own, own if request.model.startswith(ONE_SIZE) else math.inf
+    side, largest = request.image_size or own, own if request.model.startswith(ONE_SIZE) else float("inf")
     if not smallest <= side <= largest:
         raise BackboneError(f"image_size must be between {smallest} and {largest} for {name}, but got {side}")
     mean, std, interpolation = tuple(shown.mean), tuple(shown.std), shown.interpolation.value

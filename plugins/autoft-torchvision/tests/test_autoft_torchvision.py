@@ -189,3 +189,7 @@ def test_search_ends_in_a_bundle_that_answers(tmp_path: Path) -> None:
     assert contract["preprocessing"]["size"] == [32, 32]
     image = next((tmp_path / "stripes").rglob("*.png"))
     assert run("run/bundle/predict.py", image).split()[1] in {folder.name for folder in (tmp_path / "stripes").iterdir()}
+
+
+def test_module_is_as_short_as_the_guide_says() -> None:
+    assert len(Path(family.__file__).read_text().splitlines()) < 80
