@@ -8,6 +8,7 @@ import unittest
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from autoft.errors import AutoftError
@@ -94,7 +95,11 @@ class BoundCheck:
         except AutoftError as error:
             message = str(error)
         except Exception as error:  # noqa: BLE001 - the code under test is the plugin's: a crash is a finding
-            place = traceback.extract_tb(error.__traceback__)[-1]
+            frames = traceback.extract_tb(error.__traceback__)
+            outside = [
+                frame for frame in frames if "torch" not in Path(frame.filename).parts
+            ]  # its own code is not to blame
+            place = (outside or frames)[-1]
             message = f"raised {type(error).__name__}: {error} (at {place.filename}:{place.lineno})"
         else:
             if self.waiver is None:

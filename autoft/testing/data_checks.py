@@ -68,7 +68,7 @@ def check_samples(format: DataFormat, example: Path) -> None:
     for place, sample in enumerate(samples):
         problem = _problem(sample, ids)
         if problem:
-            raise CheckFailed(f"{format.name}: {problem}, but sample {place} is {sample!r:.200}")
+            raise CheckFailed(f"{format.name}: {problem}, but sample {place} is {_shown(sample)}")
         ids.add(sample.id)
     for name in ("modality", "task", "fingerprint"):
         if not isinstance(getattr(raw, name), str) or not getattr(raw, name):
@@ -226,6 +226,13 @@ def _load(format: DataFormat, example: Path, **changes: Any) -> RawData:
     if not isinstance(raw, RawData):
         raise CheckFailed(f"{format.name}: `load` must return RawData, but returns a {type(raw).__name__}")
     return raw
+
+
+def _shown(sample: Any) -> str:
+    """Return a sample without its source, which may be a whole file."""
+    if not isinstance(sample, Sample):
+        return f"{sample!r:.100}"
+    return f"Sample(id={sample.id!r}, content={sample.content!r:.20}, split={sample.split!r})"
 
 
 def _problem(sample: Any, ids: set[str]) -> str:
