@@ -24,11 +24,10 @@ from typing import Any
 
 import pluggy
 
-from autoft import __version__, hookspecs
+from autoft import hookspecs
 from autoft.catalog import NOUNS, Catalog
 from autoft.errors import PluginError, nearest
 from autoft.plugin_record import (
-    OWN_PACKAGE,
     Kind,
     PluginInfo,
     Provided,
@@ -39,12 +38,12 @@ from autoft.plugin_record import (
     with_record,
     write_record,
 )
+from autoft.plugin_version import requirement_problem, version_problem
 from autoft.specs import WHOLE, BackboneFamily, DataFormat, Head, Strategy
 
 __all__ = ["GROUP", "Catalog", "Kind", "PluginInfo", "Provided", "discover", "installed"]
 
 GROUP = "autoft"
-VERSION_ATTRIBUTE = "AUTOFT_HOOKS"  # in the module or object that an entry point names
 
 _Spec = BackboneFamily | Head | DataFormat | Strategy
 _Specs = dict[tuple[Kind, str], _Spec]
@@ -193,9 +192,9 @@ def _load(plugin: PluginInfo, manager: pluggy.PluginManager, specs: _Specs, befo
     try:
         # A plugin that prints must not end up in the output of `autoft ... --json`.
         with contextlib.redirect_stdout(sys.stderr), _named("loading it failed"):
-            _check_requirement(plugin)
+            _refuse(requirement_problem(plugin))
             target = _import_target(plugin)
-            _check_version(plugin, target)
+            _refuse(version_problem(plugin, target))
             imported = time.perf_counter()
             new = _collect(plugin, target, manager)
             _check_clashes(new, before)
@@ -215,6 +214,11 @@ def _load(plugin: PluginInfo, manager: pluggy.PluginManager, specs: _Specs, befo
     return replace(plugin, state="ok", provides=provides)
 
 
+def _refuse(problem: str | None) -> None:
+    if problem is not None:
+        raise _BrokenPluginError(problem)
+
+
 def _trace(plugin: PluginInfo, what: str) -> None:
     """Print, where `AUTOFT_TRACE_PLUGINS` asks for it, what came of an entry point: at once, whatever follows."""
     if _is_traced():
@@ -223,49 +227,6 @@ def _trace(plugin: PluginInfo, what: str) -> None:
 
 def _is_traced() -> bool:
     return os.environ.get("AUTOFT_TRACE_PLUGINS", "0") not in ("", "0")
-
-
-def _check_requirement(plugin: PluginInfo) -> None:
-    """Compare the package's requirement on autoft with the one that runs: pip may have been told not to."""
-    if plugin.own:
-        return
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    try:
-        lines = metadata.distribution(plugin.package).requires or []
-    except metadata.PackageNotFoundError:
-        return  # found by a name that its own metadata does not have
-    for line in lines:
-        try:
-            requirement = Requirement(line)
-        except InvalidRequirement:
-            continue  # of something else: pip would not have installed what it cannot read
-        wanted = canonical(requirement.name) == OWN_PACKAGE and (requirement.marker is None or requirement.marker.evaluate())
-        if wanted and not requirement.specifier.contains(__version__, prereleases=True):
-            raise _BrokenPluginError(
-                f"it requires autoft{requirement.specifier}, but autoft {__version__} is installed; "
-                f"install versions that fit: `pip install --upgrade autoft {plugin.package}`"
-            )
-
-
-def _check_version(plugin: PluginInfo, target: object) -> None:
-    """Compare the version of the hooks that a plugin is written for with those that this autoft knows."""
-    found = getattr(target, VERSION_ATTRIBUTE, None)
-    if found is None:
-        return
-    if not isinstance(found, int) or isinstance(found, bool):
-        raise _BrokenPluginError(
-            f"`{VERSION_ATTRIBUTE}` must be a whole number, as {hookspecs.HOOKS_VERSION} is, but is {found!r}"
-        )
-    known = f"autoft {__version__} knows {_span(hookspecs.OLDEST_HOOKS, hookspecs.HOOKS_VERSION)}"
-    if found > hookspecs.HOOKS_VERSION:
-        raise _BrokenPluginError(f"it is written for version {found} of the hooks, but {known}; upgrade autoft")
-    if found < hookspecs.OLDEST_HOOKS:
-        raise _BrokenPluginError(f"it is written for version {found} of the hooks, but {known}; upgrade {plugin.package}")
-
-
-def _span(low: int, high: int) -> str:
-    return str(high) if low == high else f"{low} to {high}"
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ ROOT = Path(autoft.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("errors", "specs", "files", "events", "ragged", "stopping"),
-    ("hookspecs", "config", "plugin_record", "catalog"),
+    ("hookspecs", "config", "plugin_record", "plugin_version", "catalog"),
     (
         "imagefiles",
         "quarantine",
