@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from autoft.errors import DataError
+from autoft.errors import BackboneError, DataError
 from autoft.specs import Backbone, BackboneRequest, Choice, Head, Range, Targets
 from autoft.testing.kit import CheckFailed, CheckWarning, make_raw
 
@@ -21,7 +21,6 @@ Reference = Callable[[Any, Any, Targets], float]
 
 SAMPLES = 24
 CLOSE = 1e-5  # relative: metrics may be summed in another order
-_TOYS = {("pooled", "image"): "convnet", ("pooled", "text"): "text", ("sequence", "text"): "text"}
 _STRANGER = {"label": "no such label", "labels": ("no such label",), "entities": ("no such tag",)}
 
 
@@ -33,14 +32,18 @@ def toy_for(head: Head) -> Backbone:
     """
     from autoft.testing import toy
 
-    modality = head.modality or ("text" if head.features == "sequence" else "image")
-    model = _TOYS.get((head.features, modality))
-    if model is None:
-        raise CheckFailed(
-            f"the kit has no toy backbone that gives {head.features} features of {modality} data, which {head.name} needs",
-            "name one: `checks_for(head, backbone=...)`",
-        )
-    return toy.resolve(BackboneRequest(model, "none", features=head.features))
+    for model in toy.MODELS:
+        try:
+            backbone = toy.resolve(BackboneRequest(model, "none", features=head.features))
+        except BackboneError:
+            continue  # it has no features of that kind
+        if backbone.features == head.features and head.modality in (None, backbone.modality):
+            return backbone
+    raise CheckFailed(
+        f"the kit has no toy backbone that gives {head.features} features of {head.modality or 'any'} data, which {head.name} "
+        "needs",
+        "name one: `checks_for(head, backbone=...)`",
+    )
 
 
 def check_targets(backbone: Backbone, head: Head) -> None:

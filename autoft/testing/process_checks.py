@@ -158,10 +158,11 @@ def _described(backbone: Backbone) -> dict[str, Any]:
     module = backbone.build().eval()
     with torch.inference_mode():
         features = module(*make_inputs(backbone, 1))
+    several = features if isinstance(features, tuple) else (features,)
     return {
         "preprocessing": json.loads(json.dumps(backbone.preprocessing.to_dict())),
         "stages": [[stage.name, list(stage.parameters)] for stage in backbone.stages(module)],
-        "features": [f"{value:.3f}" for value in features.flatten()[:64].tolist()],
+        "features": [f"{value:.3f}" for each in several for value in each.flatten()[:64].tolist()],
     }
 
 
