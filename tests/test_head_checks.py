@@ -36,7 +36,7 @@ def broken(**changes: Any) -> Head:
 
 
 def test_head_that_no_toy_fits_is_told_so() -> None:
-    with pytest.raises(CheckFailed, match="needs cloud features of image data, which no toy backbone of the kit gives"):
+    with pytest.raises(CheckFailed, match="needs cloud features of image data, which no toy of the kit gives"):
         head_checks.toy_for(broken(features="cloud"))
 
 

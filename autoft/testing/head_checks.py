@@ -40,7 +40,7 @@ def toy_for(head: Head) -> Backbone:
         if backbone.features == head.features and head.modality in (None, backbone.modality):
             return backbone
     raise CheckFailed(
-        f"{head.name} needs {head.features} features of {head.modality or 'any'} data, which no toy backbone of the kit gives",
+        f"{head.name} needs {head.features} features of {head.modality or 'any'} data, which no toy of the kit gives",
         "name one: `checks_for(head, backbone=...)`",
     )
 
