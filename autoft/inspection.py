@@ -150,7 +150,9 @@ def _cost(backbone: Backbone, module: nn.Module) -> dict[str, float | int]:
         return tensor
 
     def train() -> None:
-        module(*inputs).sum().backward()
+        features = module(*inputs)
+        total = sum(each.sum() for each in (features if isinstance(features, tuple) else (features,)))
+        total.backward()
         module.zero_grad(set_to_none=True)
 
     def infer() -> None:
