@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoft.catalog import Catalog
 from autoft.errors import BackboneError, PluginError, nearest
+from autoft.testing.cut_checks import cuts as find_cuts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 COST_BATCH = 8
 COST_TURNS = 3  # the middle one counts: other programs disturb single ones
 OPTIMIZER_COPIES = 4  # of each trained weight: itself, its gradient, and AdamW's two moments
-MASK = "attention_mask"  # what backbones of texts call the input that is 0 at padding
 
 
 def describe(catalog: Catalog, name: str, *, cuts: bool = False, cost: bool = False) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _backbone(catalog: Catalog, name: str, cuts: bool, cost: bool) -> dict[str, 
     module = backbone.build()
     sizes = {parameter_name: parameter.numel() for parameter_name, parameter in module.named_parameters()}
     stages = backbone.stages(module)
-    held = _cuts(backbone, module) if cuts else ()
+    held = find_cuts(backbone, module) if cuts else ()
     axes = "N, T" if backbone.features == "sequence" else "N"
     return {
         "kind": "backbone",
@@ -185,34 +185,3 @@ def _milliseconds(run: Callable[[], None]) -> float:
         run()
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds) * 1e3
-
-
-def _cuts(backbone: Backbone, module: nn.Module) -> tuple[str, ...]:
-    """Return for each number of frozen stages `exact`, or why the output behind them cannot be stored."""
-    from autoft.prefix import find_cut
-    from autoft.testing.kit import with_linear
-
-    model = with_linear(backbone, module)
-    batches, mask = _two_batches(backbone)
-    found = []
-    for depth in range(1, len(model.stages) + 1):
-        cut, failures = find_cut(model, depth, batches, mask=mask)
-        exact = cut is not None and cut.depth == depth
-        found.append("exact" if exact else "refused: " + failures[0].removeprefix(f"depth {depth}: "))
-    return tuple(found)
-
-
-def _two_batches(backbone: Backbone) -> tuple[list[tuple[Tensor, ...]], int | None]:
-    """Return batches of different sizes, and where there are texts of different lengths, and which input is their mask."""
-    from autoft.testing.kit import WORDS, make_inputs
-
-    if MASK not in backbone.inputs:
-        return [make_inputs(backbone, 3), make_inputs(backbone, 2)], None
-    mask = backbone.inputs.index(MASK)
-    inputs = make_inputs(backbone, len(WORDS))
-    order = inputs[mask].sum(dim=1).argsort(stable=True)
-    batches = []
-    for rows in (order[-3:], order[:2]):
-        used = inputs[mask][rows].bool().any(dim=0)  # without the padding that only longer texts need
-        batches.append(tuple(item[rows][:, used] for item in inputs))
-    return batches, mask

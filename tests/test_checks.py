@@ -77,7 +77,7 @@ def built(backbone: Backbone, mend: Callable[[nn.Module], object]) -> Backbone:
 def test_toys_pass_every_check(backbone: Backbone, head: Head) -> None:
     results = run_checks(backbone, head)
     assert [result.id for result in results] == checks_for(backbone)
-    assert len(results) == {"image": 13, "text": 16}[backbone.modality]
+    assert len(results) == {"image": 14, "text": 17}[backbone.modality]
     assert [result.message for result in results if not result.passed] == []
     assert all(result.seconds > 0 for result in results)
 

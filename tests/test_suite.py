@@ -81,12 +81,12 @@ def test_in_pytest_a_failure_raises_a_warning_warns_and_a_waived_failure_skips()
 
 
 def test_backbone_itself_is_checked_under_a_plain_head_and_strategies_that_fit() -> None:
-    assert len(checks_for(CONVNET)) == 13
+    assert len(checks_for(CONVNET)) == 14
     (strategy,) = toy.autoft_strategies()
     with_strategy = [str(check) for check in checks_for(CONVNET, strategies=[strategy])]
     assert f"toy/convnet: {strategy.name}: merged-exports" in with_strategy
     refused = replace(strategy, check=lambda backbone, module: "no")
-    assert len(checks_for(CONVNET, strategies=[refused])) == 13
+    assert len(checks_for(CONVNET, strategies=[refused])) == 14
 
 
 @pytest.mark.usefixtures("toys")

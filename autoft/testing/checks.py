@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from autoft.errors import AutoftError, BackboneError, first_line
 from autoft.specs import Backbone, Head, Strategy
 from autoft.testing.bound import BoundCheck, CheckResult, run_all
+from autoft.testing.cut_checks import check_cuts
 from autoft.testing.kit import (
     STEPS,
     TOLERANCE,
@@ -46,6 +47,7 @@ __all__ = [
     "check_batch_order",
     "check_builds_share_nothing",
     "check_bundle_inputs",
+    "check_cuts",
     "check_decoding",
     "check_export_parity",
     "check_feature_shape",
@@ -460,6 +462,11 @@ CHECKS: tuple[Check, ...] = (
         lambda backbone, head: check_worker(backbone),
     ),
     *(Check(name, about, run) for name, about, run in TRAINING_CHECKS),
+    Check(
+        "cuts",
+        "the outputs of frozen stages can be stored and replayed with equal outputs and gradients; a warning where not",
+        lambda backbone, head: check_cuts(backbone),
+    ),
     Check(
         "export-parity",
         "the exported graph gives torch's outputs at batch 1, 2 and 7, and for texts at other lengths",

@@ -215,6 +215,11 @@ def backbones() -> list[Broken]:
             "counts its steps where no state is saved",
             forwarding(built(IMAGE, lambda module: setattr(module, "steps", 0.0)), count_steps),
         ),
+        one(
+            "cuts",
+            "`stages` lists them from output to input",
+            replace(IMAGE, stages=lambda module: toy.stages(module)[::-1]),
+        ),
         one("export-parity", "a constant of the batch's size is added in `forward`", forwarding(IMAGE, bake)),
     ]
 
