@@ -51,6 +51,7 @@ def test_every_check_has_a_broken_thing_that_it_catches(study: Any, tmp_path: Pa
 
 def test_message_becomes_one_cell_without_folders(study: Any) -> None:
     told = study.flat("a | b: at /some/where/file.py:3\nhint: mend it")
+    assert study.flat("timm/a/b of https://c.d/e/f") == "timm/a/b of https://c.d/e/f"
     assert told == "a \\| b: at file.py:3 *hint:* mend it"
 
 

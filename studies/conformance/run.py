@@ -81,7 +81,7 @@ def faults(folder: Path) -> list[str]:
 
 def flat(message: str) -> str:
     """Return a message as one cell of a table, without folders of this machine."""
-    message = re.sub(r"(/[\w.-]+)+/", "", message)
+    message = re.sub(r"(?<![\w:/])(/[\w.-]+)+/", "", message)
     return " ".join(message.replace("|", "\\|").replace("\nhint:", " *hint:*").split())
 
 
