@@ -12,12 +12,17 @@ from autoft.errors import AutoftError
 if TYPE_CHECKING:
     from autoft.driver import search
     from autoft.finish import SearchResult
-    from autoft.hookspecs import hookimpl
+    from autoft.hookspecs import HOOKS_VERSION, hookimpl
 
 __version__ = "0.1.0"
-__all__ = ["AutoftError", "SearchResult", "__version__", "hookimpl", "search"]
+__all__ = ["HOOKS_VERSION", "AutoftError", "SearchResult", "__version__", "hookimpl", "search"]
 
-_LAZY = {"search": "autoft.driver", "SearchResult": "autoft.finish", "hookimpl": "autoft.hookspecs"}
+_LAZY = {
+    "search": "autoft.driver",
+    "SearchResult": "autoft.finish",
+    "hookimpl": "autoft.hookspecs",
+    "HOOKS_VERSION": "autoft.hookspecs",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -695,16 +695,20 @@ def plugins_show(
         bool,
         typer.Option("--cuts", help="Try at which stages the output of frozen ones can be stored.  [default: off]"),
     ] = False,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Measure a backbone's time and memory on this processor.  [default: off]")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a plugin provides: for a backbone its stages, features and preprocessing.
+    """Show what a plugin provides: for a backbone its stages, features, preprocessing and licence.
 
-    --cuts runs the backbone forward and backward on generated samples, at each depth, which takes seconds to minutes.
+    --cuts runs the backbone forward and backward on generated samples, at each depth, which takes seconds to minutes;
+    --cost runs it on 8 of them.
     """
     from autoft.discovery import discover
     from autoft.inspection import describe
 
-    described = describe(discover(), name, cuts=cuts)
+    described = describe(discover(), name, cuts=cuts, cost=cost)
     if as_json:
         print(json.dumps(described, indent=2))
         return
@@ -736,45 +740,90 @@ def plugins_presets(as_json: AsJson = False) -> None:
     _print_pairs((preset.name, f"{preset.help}; {preset.trials} trials") for preset in PRESETS)
 
 
+@plugins_app.command("new")
+def plugins_new(
+    name: Annotated[str, typer.Argument(help="Of the plugin and of what it provides, such as flowers.")],
+    kind: Annotated[
+        str, typer.Option("--kind", help="What it provides: backbone, head or data.", show_default=True)
+    ] = "backbone",
+    into: Annotated[
+        Path, typer.Option("--into", metavar="FOLDER", help="Where the package's folder is made.", show_default=True)
+    ] = Path(),
+) -> None:
+    """Make a new plugin: one module, an entry point, tests by the conformance kit, README, CI; it passes its own tests."""
+    from autoft.template import make_plugin
+
+    folder = make_plugin(name, kind, into)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        print(file)
+    print(f"next: pip install -e '{folder}[test]' && pytest {folder}", file=sys.stderr)
+
+
 @plugins_app.command("check")
 def plugins_check(
-    name: Annotated[str, typer.Argument(help="A backbone such as timm/resnet18.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME_OR_PACKAGE",
+            help="A backbone such as timm/resnet18, a family, head, data format or strategy; or a plugin or package.",
+        ),
+    ],
+    example: Annotated[
+        Path | None, typer.Option("--example", metavar="PATH", help="Data that a data format can read.  [default: none]")
+    ] = None,
+    waive: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--waive", metavar="CHECK=REASON", help="A failure that is known, and why; may be repeated.  [default: none]"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the conformance checks on a backbone, with random weights; exits with 2 where one fails.
+    """Run the conformance checks, with random weights and without a network; exits with 2 where one fails.
 
-    A backbone that gives several kinds of features is checked with each that an installed head can use.
+    Of a plugin or package, everything that it provides is checked. A backbone that gives several kinds of features is
+    checked with each that an installed head can use.
     """
-    from autoft.discovery import discover
-    from autoft.testing.checks import kinds_to_check, run_checks
+    from autoft.testing import checks_for
 
-    catalog = discover()
-    kinds = kinds_to_check(
-        lambda features: catalog.resolve_backbone(name, weights="none", features=features), catalog.heads.values()
-    )
-    results = [
-        (backbone.features, item)
-        for backbone, head in kinds
-        for item in run_checks(backbone, head, catalog.strategies.values())
-    ]
+    checks = checks_for(name, example=example, waive=_waivers(waive or ()))
+    marks = {"passed": "ok", "warned": "warn", "failed": "FAIL", "waived": "skip"}
+    several = len({check.subject for check in checks}) > 1
+    results = []
+    for check in checks:
+        result = check.run()
+        results.append(result)
+        if not as_json:
+            message = result.message.replace("\n", "\n      ")
+            print(f"{marks[result.outcome]:4}  {check if several else check.id}" + (f"\n      {message}" if message else ""))
+            sys.stdout.flush()  # a check may take a minute
     if as_json:
         entries = [
             {
-                "features": features,
-                "check": item.id,
-                "passed": item.passed,
-                "message": item.message,
-                "seconds": item.seconds,
+                "subject": result.subject,
+                "check": result.id,
+                "about": check.about,
+                "outcome": result.outcome,
+                "passed": result.passed,
+                "message": result.message,
+                "seconds": round(result.seconds, 3),
             }
-            for features, item in results
+            for check, result in zip(checks, results, strict=True)
         ]
         print(json.dumps(entries, indent=2))
-    else:
-        for features, item in results:
-            about = item.id if len(kinds) == 1 else f"{features}: {item.id}"
-            print(f"{'ok  ' if item.passed else 'FAIL'}  {about}" + (f"\n      {item.message}" if item.message else ""))
-    if not all(item.passed for _, item in results):
+    if not all(result.passed for result in results):
         raise typer.Exit(BAD_INPUT)
+
+
+def _waivers(given: Iterable[str]) -> dict[str, str]:
+    """Parse `CHECK=REASON`."""
+    found = {}
+    for text in given:
+        check, equals, reason = text.partition("=")
+        if not equals or not reason.strip():
+            raise typer.BadParameter(f"a waiver must be CHECK=REASON, but got {text!r}", param_hint="--waive")
+        found[check.strip()] = reason.strip()
+    return found
 
 
 def _overrides(

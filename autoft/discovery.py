@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -37,6 +38,7 @@ from autoft.plugin_record import (
     with_record,
     write_record,
 )
+from autoft.plugin_version import requirement_problem, version_problem
 from autoft.specs import WHOLE, BackboneFamily, DataFormat, Head, Strategy
 
 __all__ = ["GROUP", "Catalog", "Kind", "PluginInfo", "Provided", "discover", "installed"]
@@ -73,7 +75,8 @@ def installed() -> tuple[PluginInfo, ...]:
 def discover(*, enabled: bool = True, allow: Collection[str] | None = None, strict: bool = False) -> Catalog:
     """Load the installed plugins, each by itself: autoft's own first, then by name.
 
-    A broken plugin is logged as a warning once a process; `AUTOFT_TRACE_PLUGINS=1` adds the trace.
+    A broken plugin is logged as a warning once a process. `AUTOFT_TRACE_PLUGINS=1` adds the trace, and prints a line to
+    stderr for each entry point as it is loaded: the seconds, and what it gave.
 
     Args:
         enabled: False loads autoft's own plugins only (`--no-plugins`).
@@ -185,10 +188,14 @@ def _check_allowed(allow: Collection[str], plugins: Collection[PluginInfo]) -> N
 
 def _load(plugin: PluginInfo, manager: pluggy.PluginManager, specs: _Specs, before: Iterable[PluginInfo]) -> PluginInfo:
     """Add all of a plugin's specs to `specs`, or none; return its record."""
+    seconds = time.perf_counter()
     try:
         # A plugin that prints must not end up in the output of `autoft ... --json`.
         with contextlib.redirect_stdout(sys.stderr), _named("loading it failed"):
+            _refuse(requirement_problem(plugin))
             target = _import_target(plugin)
+            _refuse(version_problem(plugin, target))
+            imported = time.perf_counter()
             new = _collect(plugin, target, manager)
             _check_clashes(new, before)
     except _BrokenPluginError as error:
@@ -196,10 +203,30 @@ def _load(plugin: PluginInfo, manager: pluggy.PluginManager, specs: _Specs, befo
             manager.unregister(name=plugin.name)
         cause = error.__cause__
         trace = "".join(traceback.format_exception(cause)) if cause is not None else None
-        return replace(plugin, state="broken", reason=one_line(str(error)), traceback=trace)
+        broken = replace(plugin, state="broken", reason=one_line(str(error)), traceback=trace)
+        _trace(broken, f"{time.perf_counter() - seconds:.3f} s, {broken.status}")
+        return broken
     specs.update(new)
     provides = tuple(Provided(kind, name, one_line(str(spec.help))) for (kind, name), spec in new.items())
+    given = ", ".join(f"{each.name} ({each.kind})" for each in provides) or "nothing"
+    hooked = time.perf_counter() - imported
+    _trace(plugin, f"imported in {imported - seconds:.3f} s, hooks called in {hooked:.3f} s, gave {given}")
     return replace(plugin, state="ok", provides=provides)
+
+
+def _refuse(problem: str | None) -> None:
+    if problem is not None:
+        raise _BrokenPluginError(problem)
+
+
+def _trace(plugin: PluginInfo, what: str) -> None:
+    """Print, where `AUTOFT_TRACE_PLUGINS` asks for it, what came of an entry point: at once, whatever follows."""
+    if _is_traced():
+        print(f"{plugin.name} = {plugin.value} ({plugin.package} {plugin.version}): {what}", file=sys.stderr, flush=True)
+
+
+def _is_traced() -> bool:
+    return os.environ.get("AUTOFT_TRACE_PLUGINS", "0") not in ("", "0")
 
 
 @contextlib.contextmanager
@@ -344,6 +371,6 @@ def _warn_once(plugin: PluginInfo) -> None:
         return
     _warned.add(identity)
     line = f"{plugin} is broken and was left out: {plugin.reason}"
-    if plugin.traceback and os.environ.get("AUTOFT_TRACE_PLUGINS", "0") not in ("", "0"):
+    if plugin.traceback and _is_traced():
         line = f"{line}\n{plugin.traceback}"
     logger.warning("%s", line)

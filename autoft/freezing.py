@@ -37,6 +37,37 @@ def check_stages(module: nn.Module, stages: Sequence[Stage]) -> None:
             )
 
 
+def stages_by_module(module: nn.Module, *, open: tuple[type[nn.Module], ...] = ()) -> tuple[Stage, ...]:
+    """Order a module's parameters into stages by its tree of modules, for families that know no better order.
+
+    A stage is the outermost module that does more than hold others: `layer1.0` of a `layer1` that is a `Sequential`. What
+    has no weights of two axes or more, such as a norm, or is loose, such as an embedding of positions, belongs to the stage
+    before it. Modules must be registered in the order of the computation.
+
+    Args:
+        module: A backbone's module.
+        open: Types that only hold others, beside `Sequential`, `ModuleList` and `ModuleDict` themselves.
+    """
+    holders = (nn.Sequential, nn.ModuleList, nn.ModuleDict, *open)
+
+    def owner(parameter: str) -> str:
+        parts = parameter.split(".")[:-1]
+        for depth in range(1, len(parts) + 1):
+            inner = module.get_submodule(".".join(parts[:depth]))
+            if type(inner) not in holders:
+                return ".".join(parts[:depth]) if any(value.dim() > 1 for value in inner.parameters()) else ""
+        return ""
+
+    found: dict[str, list[str]] = {}
+    names: list[str] = []
+    for parameter, _ in module.named_parameters():
+        name = owner(parameter)
+        if name and name not in found:
+            names = found[name] = [] if found else names
+        names.append(parameter)
+    return tuple(Stage(name, tuple(listed)) for name, listed in found.items())
+
+
 def frozen_parameters(stages: Sequence[Stage], depth: int) -> frozenset[str]:
     """Return the names of the parameters in the first `depth` stages.
 

@@ -10,6 +10,10 @@ import pluggy
 from autoft.specs import BackboneFamily, DataFormat, Head, Strategy
 
 PROJECT = "autoft"
+# What plugins declare as `AUTOFT_HOOKS` in the module that their entry point names. It goes up when a plugin that was sound
+# would break: a field without a default is added, or a hook or field is removed or means something else.
+HOOKS_VERSION = 1
+OLDEST_HOOKS = 1  # what this autoft can still work with
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

@@ -92,6 +92,18 @@ def require_network(what: str, address: str) -> None:
         raise no_network(what, address, reason)
 
 
+def require_torch_file(what: str, address: str) -> None:
+    """Fail at once where `torch.hub` would have to download a file and cannot; one in its cache is enough.
+
+    Raises:
+        BackboneError: The file is not in torch's cache, and its host does not answer, or the offline switch is set.
+    """
+    from torch.hub import get_dir
+
+    if not address or not (Path(get_dir()) / "checkpoints" / Path(urlsplit(address).path).name).is_file():
+        require_network(what, address)
+
+
 def unreachable(address: str) -> str | None:
     """Return why a host cannot be reached, or None where it answers or a proxy stands before it."""
     from huggingface_hub import constants

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+import statistics
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from autoft.catalog import Catalog
-from autoft.errors import PluginError, nearest
+from autoft.errors import BackboneError, PluginError, nearest
+from autoft.testing.cut_checks import cuts as find_cuts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from autoft.specs import Backbone
 
-MASK = "attention_mask"  # what backbones of texts call the input that is 0 at padding
+COST_BATCH = 8
+COST_TURNS = 3  # the middle one counts: other programs disturb single ones
+OPTIMIZER_COPIES = 4  # of each trained weight: itself, its gradient, and AdamW's two moments
 
 
-def describe(catalog: Catalog, name: str, *, cuts: bool = False) -> dict[str, Any]:
+def describe(catalog: Catalog, name: str, *, cuts: bool = False, cost: bool = False) -> dict[str, Any]:
     """Return what there is to know of a backbone (`FAMILY/MODEL`), family, head, data format or strategy, JSON-ready.
 
     A backbone is built with random weights for this; nothing is downloaded.
@@ -26,6 +32,7 @@ def describe(catalog: Catalog, name: str, *, cuts: bool = False) -> dict[str, An
         name: What to look at.
         cuts: Whether to try at which stages of a backbone it can be cut, so that the output of the frozen ones is stored and
             training starts there (`prefix.py`). That depends on the architecture alone, not on the weights.
+        cost: Whether to measure a backbone's time and memory on this machine's processor.
 
     Raises:
         BackboneError: The backbone is unknown.
@@ -33,9 +40,10 @@ def describe(catalog: Catalog, name: str, *, cuts: bool = False) -> dict[str, An
         CheckFailed: The backbone cannot be run on generated samples.
     """
     if "/" in name:
-        return _backbone(catalog, name, cuts)
-    if cuts:
-        raise PluginError(f"cuts are shown of a backbone, FAMILY/MODEL, but got {name!r}", "leave out --cuts")
+        return _backbone(catalog, name, cuts, cost)
+    if cuts or cost:
+        what = "cuts are" if cuts else "cost is"
+        raise PluginError(f"{what} shown of a backbone, FAMILY/MODEL, but got {name!r}", f"leave out --{what.split()[0]}")
     if name in catalog.heads:
         head = catalog.heads[name]
         return {
@@ -49,7 +57,13 @@ def describe(catalog: Catalog, name: str, *, cuts: bool = False) -> dict[str, An
         }
     if name in catalog.data:
         known = catalog.data[name]
-        return {"kind": "data format", "name": name, "help": known.help, "modality": known.modality}
+        return {
+            "kind": "data format",
+            "name": name,
+            "help": known.help,
+            "modality": known.modality,
+            "options": list(known.options),
+        }
     if name in catalog.families:
         family = catalog.families[name]
         return {
@@ -76,21 +90,24 @@ def describe(catalog: Catalog, name: str, *, cuts: bool = False) -> dict[str, An
     )
 
 
-def _backbone(catalog: Catalog, name: str, cuts: bool) -> dict[str, Any]:
+def _backbone(catalog: Catalog, name: str, cuts: bool, cost: bool) -> dict[str, Any]:
     backbone = catalog.resolve_backbone(name, weights="none")
     module = backbone.build()
     sizes = {parameter_name: parameter.numel() for parameter_name, parameter in module.named_parameters()}
     stages = backbone.stages(module)
-    held = _cuts(backbone, module) if cuts else ()
+    held = find_cuts(backbone, module) if cuts else ()
     axes = "N, T" if backbone.features == "sequence" else "N"
     return {
         "kind": "backbone",
         "name": backbone.name,
         "modality": backbone.modality,
         "features": f"{backbone.features} ({axes}, {backbone.feature_size(module)})",
+        "inputs": list(backbone.inputs),
         "parameters": sum(sizes.values()),
+        **_licence(catalog, name),
         "preprocessing": backbone.preprocessing.to_dict(),
         "augmentation": list(backbone.preprocessing.policies),
+        **({"cost": _cost(backbone, module)} if cost else {}),
         "stages": [
             {
                 "depth": depth,
@@ -103,32 +120,68 @@ def _backbone(catalog: Catalog, name: str, cuts: bool) -> dict[str, Any]:
     }
 
 
-def _cuts(backbone: Backbone, module: nn.Module) -> tuple[str, ...]:
-    """Return for each number of frozen stages `exact`, or why the output behind them cannot be stored."""
-    from autoft.prefix import find_cut
-    from autoft.testing.kit import with_linear
-
-    model = with_linear(backbone, module)
-    batches, mask = _two_batches(backbone)
-    found = []
-    for depth in range(1, len(model.stages) + 1):
-        cut, failures = find_cut(model, depth, batches, mask=mask)
-        exact = cut is not None and cut.depth == depth
-        found.append("exact" if exact else "refused: " + failures[0].removeprefix(f"depth {depth}: "))
-    return tuple(found)
+def _licence(catalog: Catalog, name: str) -> dict[str, str | None]:
+    """Return licence and origin of the pretrained weights; what a hub that cannot be reached would tell is unknown."""
+    try:
+        pretrained = catalog.resolve_backbone(name)
+    except BackboneError as error:
+        return {"licence": None, "weights": f"unknown: {error.message}"}
+    return {"licence": pretrained.licence, "weights": pretrained.citation}
 
 
-def _two_batches(backbone: Backbone) -> tuple[list[tuple[Tensor, ...]], int | None]:
-    """Return batches of different sizes, and where there are texts of different lengths, and which input is their mask."""
-    from autoft.testing.kit import WORDS, make_inputs
+def _cost(backbone: Backbone, module: nn.Module) -> dict[str, float | int]:
+    """Measure a batch forward, and forward and backward, and count what training all of it holds in memory.
 
-    if MASK not in backbone.inputs:
-        return [make_inputs(backbone, 3), make_inputs(backbone, 2)], None
-    mask = backbone.inputs.index(MASK)
-    inputs = make_inputs(backbone, len(WORDS))
-    order = inputs[mask].sum(dim=1).argsort(stable=True)
-    batches = []
-    for rows in (order[-3:], order[:2]):
-        used = inputs[mask][rows].bool().any(dim=0)  # without the padding that only longer texts need
-        batches.append(tuple(item[rows][:, used] for item in inputs))
-    return batches, mask
+    The memory is an estimate: what autograd keeps of the batch, and four copies of the weights; no work space.
+    """
+    import torch
+
+    from autoft.testing.kit import make_inputs
+
+    inputs = make_inputs(backbone, COST_BATCH)
+    weights = sum(value.nbytes for value in module.state_dict().values())
+    parameters = {value.untyped_storage().data_ptr(): value.nbytes for value in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def train() -> None:
+        features = module(*inputs)
+        total = sum(each.sum() for each in (features if isinstance(features, tuple) else (features,)))
+        total.backward()
+        module.zero_grad(set_to_none=True)
+
+    def infer() -> None:
+        with torch.inference_mode():
+            module(*inputs)
+
+    module.train()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = module(*inputs)  # kept until it is counted, so that no two tensors have one address
+    activations = sum(kept.values())
+    del outputs
+    training = _milliseconds(train)
+    module.eval()
+    return {
+        "batch": COST_BATCH,
+        "threads": torch.get_num_threads(),
+        "weights_mb": round(weights / 1e6, 2),
+        "activations_mb_a_sample": round(activations / COST_BATCH / 1e6, 2),
+        "training_mb": round((OPTIMIZER_COPIES * sum(parameters.values()) + activations) / 1e6, 1),
+        "inference_ms_a_sample": round(_milliseconds(infer) / COST_BATCH, 3),
+        "training_ms_a_sample": round(training / COST_BATCH, 3),
+    }
+
+
+def _milliseconds(run: Callable[[], None]) -> float:
+    run()  # the first makes buffers and chooses kernels
+    seconds = []
+    for _ in range(COST_TURNS):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds) * 1e3

@@ -693,9 +693,10 @@ def test_plugins_check_passes_a_sound_backbone(run: Command) -> None:
     checked = run("plugins", "check", "toy/mlp", "--json")
     assert checked.code == 0, checked.out
     results = json.loads(checked.out)
-    assert len(results) >= 6
-    assert all(item["passed"] for item in results)
-    assert {item["features"] for item in results} == {"pooled"}
+    assert len(results) >= 13
+    assert {item["outcome"] for item in results} == {"passed"}
+    assert {item["subject"] for item in results} == {"toy/mlp"}
+    assert all(item["passed"] and item["about"] and item["seconds"] >= 0 for item in results)
 
 
 @pytest.mark.slow
@@ -705,7 +706,7 @@ def test_plugins_check_checks_each_kind_of_features(run: Command) -> None:
     assert checked.code == 0, checked.out
     for kind in ("pooled", "sequence"):
         for check in ("feature-shape", "padding", "truncation", "export-parity"):
-            assert f"ok    {kind}: {check}\n" in checked.out
+            assert f"ok    toy/text {kind}: {check}\n" in checked.out
 
 
 def test_version_and_no_arguments(run: Command) -> None:

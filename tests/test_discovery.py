@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import InstallPlugin
 
-from autoft import discovery
+from autoft import HOOKS_VERSION, __version__, discovery, hookspecs
 from autoft.discovery import PluginInfo, discover, installed
 from autoft.errors import PluginError
 
@@ -326,6 +327,87 @@ def test_trace_is_kept_and_logged_on_request(
     assert plugin.traceback is not None
     assert "in fail" in plugin.traceback
     assert ("in fail" in caplog.text) is traced
+
+
+def test_trace_tells_of_each_entry_point_its_seconds_and_what_it_gave(
+    install_plugin: InstallPlugin,
+    only_fake_plugins: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install_plugin("sound", provides("pictures", "sounds"), package="sound-pkg", version="2.5")
+    install_plugin("torn", "raise ValueError('deep')")
+    discover()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("AUTOFT_TRACE_PLUGINS", "1")
+    monkeypatch.delitem(sys.modules, "sound")
+    discover()
+    sound, torn = [line for line in capsys.readouterr().err.splitlines() if " = " in line]
+    assert re.fullmatch(
+        r"sound = sound \(sound-pkg 2\.5\): imported in \d\.\d{3} s, hooks called in \d\.\d{3} s, "
+        r"gave pictures \(data\), sounds \(data\)",
+        sound,
+    )
+    assert re.fullmatch(r"torn = torn \(torn 1\.0\): \d\.\d{3} s, broken: importing `torn` failed: ValueError: deep", torn)
+
+
+# --- versions -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("declared", "reason"),
+    [
+        ("", None),
+        (f"AUTOFT_HOOKS = {HOOKS_VERSION}", None),
+        ("AUTOFT_HOOKS = 99", "it is written for version 99 of the hooks, but autoft {} knows 2 to 3; upgrade autoft"),
+        ("AUTOFT_HOOKS = 1", "it is written for version 1 of the hooks, but autoft {} knows 2 to 3; upgrade plug-pkg"),
+        ("AUTOFT_HOOKS = '3'", "`AUTOFT_HOOKS` must be a whole number, as 3 is, but is '3'"),
+        ("AUTOFT_HOOKS = True", "`AUTOFT_HOOKS` must be a whole number, as 3 is, but is True"),
+        ("AUTOFT_HOOKS = 2", None),
+    ],
+)
+def test_version_of_the_hooks_is_checked(
+    declared: str,
+    reason: str | None,
+    install_plugin: InstallPlugin,
+    only_fake_plugins: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if declared != f"AUTOFT_HOOKS = {HOOKS_VERSION}" or reason:
+        monkeypatch.setattr(hookspecs, "HOOKS_VERSION", 3)
+        monkeypatch.setattr(hookspecs, "OLDEST_HOOKS", 2)
+    install_plugin("plug", f"{declared}\n{provides('pictures')}", package="plug-pkg")
+    (plugin,) = discover().plugins
+    assert plugin.reason == (reason and reason.format(__version__))
+    assert plugin.state == ("broken" if reason else "ok")
+
+
+@pytest.mark.parametrize(
+    ("requirement", "fits"),
+    [
+        ("autoft", True),
+        (f"autoft>={__version__}", True),
+        ("Autoft>=99", False),
+        ("autoft<0.0.1", False),
+        ('autoft>=99; python_version < "3"', True),
+        ("autoft-other>=99", True),
+    ],
+)
+def test_package_that_requires_another_autoft_is_left_out_before_it_is_imported(
+    requirement: str, fits: bool, install_plugin: InstallPlugin, only_fake_plugins: None, tmp_path: Path
+) -> None:
+    install_plugin("plug", provides("pictures"), package="plug-pkg")
+    with (tmp_path / "site" / "plug_pkg-1.0.dist-info" / "METADATA").open("a") as file:
+        file.write(f"Requires-Dist: numpy\nRequires-Dist: {requirement}\n")
+    (plugin,) = discover().plugins
+    assert plugin.state == ("ok" if fits else "broken")
+    assert ("plug" in sys.modules) is fits
+    if not fits:
+        wanted = requirement[len("autoft") :]
+        assert plugin.reason is not None
+        assert plugin.reason.startswith(
+            f"it requires autoft{wanted}, but autoft {__version__} is installed; install versions"
+        )
 
 
 # --- which plugins --------------------------------------------------------------------------------

@@ -241,11 +241,17 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def torchvision() -> str:
+    """Return the module of the plugin that the guide walks through."""
+    return f"```python\n{(ROOT / 'plugins' / 'autoft-torchvision' / 'autoft_torchvision.py').read_text()}```\n"
+
+
 MAKERS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "space": space,
     "hooks": hooks,
     "contracts": contracts,
+    "torchvision": torchvision,
     "commands": commands,
 }
 
@@ -479,6 +485,13 @@ def guide(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     reader = Reader(tmp_path_factory.mktemp("guide"))
     reader.follow((DOCS / "plugin-authors.md").read_text())
     return reader
+
+
+@pytest.mark.slow
+def test_ten_minutes_are_enough(tmp_path):
+    reader = Reader(tmp_path)
+    reader.follow((DOCS / "ten-minutes.md").read_text())
+    assert [command.split("s  ")[-1].split()[0] for command in reader.typed].count("autoft") == 6
 
 
 @pytest.mark.slow

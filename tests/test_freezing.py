@@ -10,7 +10,7 @@ from torch import nn
 
 from autoft.builtin import timm as family
 from autoft.errors import BackboneError
-from autoft.freezing import check_stages, frozen_modules, frozen_parameters, parameter_groups
+from autoft.freezing import check_stages, frozen_modules, frozen_parameters, parameter_groups, stages_by_module
 from autoft.specs import Stage
 
 
@@ -185,3 +185,31 @@ def test_groups_agree_with_timms_layer_decay(name: str) -> None:
     assert len({values["lr"] for values in ours.values()}) > 5, "the comparison must see different rates"
     assert ours == {parameter_name: theirs[parameter_name] for parameter_name in ours}
     assert {n: values["weight_decay"] for n, values in ours.items()} == {n: plain[n] for n in ours}
+
+
+# --- stages by the tree of modules ------------------------------------------------------------------
+
+
+class Tower(nn.Sequential):
+    """A type of its own: a whole, unless it is opened."""
+
+
+def test_stage_is_the_outermost_module_that_does_more_than_hold_others() -> None:
+    module = net(stem=linear(), blocks=nn.Sequential(net(one=linear()), net(two=linear())), last=nn.ModuleList([linear()]))
+    assert [stage.name for stage in stages_by_module(module)] == ["stem", "blocks.0", "blocks.1", "last.0"]
+    check_stages(module, stages_by_module(module))
+
+
+def test_norms_and_loose_parameters_belong_to_the_stage_before_them() -> None:
+    module = net(stem=linear(), norm=nn.LayerNorm(2), block=linear(), end=nn.BatchNorm1d(2))
+    module.position = nn.Parameter(torch.zeros(1, 3, 2))  # named first: parameters of a module come before its children's
+    found = stages_by_module(module)
+    assert [stage.name for stage in found] == ["stem", "block"]
+    assert found[0].parameters == ("position", "stem.weight", "stem.bias", "norm.weight", "norm.bias")
+    check_stages(module, found)
+
+
+def test_type_that_only_holds_others_is_opened_when_named() -> None:
+    module = net(tower=Tower(linear(), linear()))
+    assert [stage.name for stage in stages_by_module(module)] == ["tower"]
+    assert [stage.name for stage in stages_by_module(module, open=(Tower,))] == ["tower.0", "tower.1"]

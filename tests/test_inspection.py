@@ -19,14 +19,19 @@ from autoft.inspection import describe
 pytestmark = pytest.mark.usefixtures("toys")
 
 
+OF_BACKBONES = {
+    "modality", "features", "inputs", "parameters", "licence", "weights", "preprocessing", "augmentation", "stages",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "keys"),
     [
-        ("toy/mlp", "backbone", {"modality", "features", "parameters", "preprocessing", "augmentation", "stages"}),
-        ("timm/resnet10t", "backbone", {"modality", "features", "parameters", "preprocessing", "augmentation", "stages"}),
+        ("toy/mlp", "backbone", OF_BACKBONES),
+        ("timm/resnet10t", "backbone", OF_BACKBONES),
         ("timm", "backbone family", {"help", "modality", "models", "suggested"}),
         ("image-classification", "head", {"help", "modality", "features", "metrics", "knobs"}),
-        ("image-folder", "data format", {"help", "modality"}),
+        ("image-folder", "data format", {"help", "modality", "options"}),
     ],
 )
 def test_everything_can_be_looked_at(name: str, kind: str, keys: set[str]) -> None:
@@ -43,6 +48,43 @@ def test_stages_are_counted_as_the_freeze_depth_counts_them() -> None:
     ]  # fmt: skip
     assert sum(stage["parameters"] for stage in found["stages"]) == found["parameters"]
     assert found["features"] == "pooled (N, 16)"
+
+
+def test_licence_and_origin_of_the_pretrained_weights_are_shown() -> None:
+    found = describe(discover(), "timm/resnet18.a1_in1k")
+    assert (found["licence"], found["weights"]) == ("apache-2.0", "timm/resnet18.a1_in1k")
+
+
+def test_licence_that_cannot_be_known_here_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, weights: str = "pretrained", **options: object) -> object:
+        if weights == "pretrained":
+            raise BackboneError("the hub cannot be reached")
+        return CONVNET
+
+    monkeypatch.setattr(Catalog, "resolve_backbone", refuse)
+    found = describe(discover(), "toy/convnet")
+    assert (found["licence"], found["weights"]) == (None, "unknown: the hub cannot be reached")
+
+
+@pytest.mark.parametrize("name", ["toy/convnet", "toy/text"])
+def test_cost_counts_weights_and_what_training_keeps(name: str) -> None:
+    found = describe(discover(), name, cost=True)
+    cost, bytes_of_weights = found["cost"], 4 * found["parameters"]
+    assert set(cost) == {
+        "batch", "threads", "weights_mb", "activations_mb_a_sample", "training_mb", "inference_ms_a_sample",
+        "training_ms_a_sample",
+    }  # fmt: skip
+    assert cost["weights_mb"] == pytest.approx(bytes_of_weights / 1e6, abs=0.011)
+    assert cost["activations_mb_a_sample"] > 0
+    wanted = 4 * bytes_of_weights / 1e6 + 8 * cost["activations_mb_a_sample"]
+    assert cost["training_mb"] == pytest.approx(wanted, abs=0.1)
+    assert cost["inference_ms_a_sample"] > 0
+    assert cost["training_ms_a_sample"] > 0
+
+
+def test_cost_is_of_a_backbone_alone() -> None:
+    with pytest.raises(PluginError, match="cost is shown of a backbone, FAMILY/MODEL, but got 'image-classification'"):
+        describe(discover(), "image-classification", cost=True)
 
 
 def test_cuts_of_an_image_backbone_hold_at_every_depth() -> None:

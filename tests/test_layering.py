@@ -19,7 +19,7 @@ ROOT = Path(autoft.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("errors", "specs", "files", "events", "ragged", "stopping"),
-    ("hookspecs", "config", "plugin_record", "catalog"),
+    ("hookspecs", "config", "plugin_record", "plugin_version", "catalog"),
     (
         "imagefiles",
         "quarantine",
@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "decoded",
         "presets",
         "freezing",
+        "weights",
         "head_start",
         "layers",
         "tasks",
@@ -72,6 +73,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "export",
         "report",
         "discovery",
+        "template",
         "deploy",
         "signing",
         "verify",

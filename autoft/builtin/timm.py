@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from autoft.errors import BackboneError, first_line, nearest
 from autoft.hookspecs import hookimpl
-from autoft.hub import find_file, require_network
+from autoft.hub import find_file, require_torch_file
 from autoft.presets import Member, members_of
 from autoft.specs import Backbone, BackboneFamily, BackboneRequest, Stage
 
@@ -384,8 +383,7 @@ def _hub_file(model: str, config: dict[str, Any]) -> Path | None:
     """
     what = f"the pretrained weights of timm/{model}"
     if not config.get("hf_hub_id"):
-        if not _torch_cache(config.get("url") or ""):
-            require_network(what, config.get("url") or "")
+        require_torch_file(what, config.get("url") or "")
         return None
     repository, _, revision = str(config["hf_hub_id"]).partition("@")
     names = (config["hf_hub_filename"],) if config.get("hf_hub_filename") else WEIGHT_FILES
@@ -393,12 +391,6 @@ def _hub_file(model: str, config: dict[str, Any]) -> Path | None:
     if file is None:
         raise BackboneError(f"{repository} on the hub has none of {', '.join(names)}", "give `weights: PATH`")
     return file
-
-
-def _torch_cache(url: str) -> bool:
-    from torch.hub import get_dir
-
-    return bool(url) and (Path(get_dir()) / "checkpoints" / Path(urlsplit(url).path).name).is_file()
 
 
 class _MissingKeys(logging.Handler):

@@ -6,8 +6,6 @@ A check raises `CheckFailed`, or returns. Backbones should be resolved with `wei
 from __future__ import annotations
 
 import contextlib
-import time
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from autoft.errors import AutoftError, BackboneError, first_line
 from autoft.specs import Backbone, Head, Strategy
+from autoft.testing.bound import BoundCheck, CheckResult, run_all
+from autoft.testing.cut_checks import check_cuts
 from autoft.testing.kit import (
     STEPS,
     TOLERANCE,
@@ -29,17 +29,39 @@ from autoft.testing.kit import (
     train,
     with_linear,
 )
+from autoft.testing.process_checks import check_augmentation, check_image_inputs, check_no_network, check_worker
 from autoft.testing.strategy_checks import CHECKS as STRATEGY_CHECKS
 from autoft.testing.text_checks import check_bundle_inputs, check_decoding, check_padding, check_truncation, check_words
+from autoft.testing.training_checks import CHECKS as TRAINING_CHECKS
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "CHECKS", "STEPS", "Check", "CheckFailed", "CheckResult", "check_batch_order", "check_builds_share_nothing",
-    "check_bundle_inputs", "check_decoding", "check_export_parity", "check_feature_shape",
-    "check_frozen_stages_do_not_change", "check_padding", "check_stages_partition", "check_truncation", "check_words",
-    "kinds_to_check", "run_checks",
+    "CHECKS",
+    "STEPS",
+    "Check",
+    "CheckFailed",
+    "CheckResult",
+    "check_augmentation",
+    "check_batch_order",
+    "check_builds_share_nothing",
+    "check_bundle_inputs",
+    "check_cuts",
+    "check_decoding",
+    "check_export_parity",
+    "check_feature_shape",
+    "check_frozen_stages_do_not_change",
+    "check_image_inputs",
+    "check_no_network",
+    "check_padding",
+    "check_stages_partition",
+    "check_truncation",
+    "check_words",
+    "check_worker",
+    "kinds_to_check",
+    "of_backbone",
+    "run_checks",
 ]  # fmt: skip
 
 FEATURE_DIMENSIONS = {"pooled": 2, "sequence": 3}
@@ -64,47 +86,33 @@ class Check:
     modality: str | None = None
 
 
-@dataclass(frozen=True)
-class CheckResult:
-    """What one check found.
-
-    Attributes:
-        id: The check's.
-        passed: Whether the rule holds.
-        message: Empty if it holds, otherwise what broke it.
-        seconds: How long it took.
-    """
-
-    id: str
-    passed: bool
-    message: str
-    seconds: float
-
-
 def run_checks(backbone: Backbone, head: Head, strategies: Iterable[Strategy] = ()) -> list[CheckResult]:
     """Run every check of the backbone's modality, and those of strategies that it can be trained with.
 
     One that fails, or that the plugin's code makes crash, does not keep the others from running.
     """
-    named = [
-        (check.id, partial(check.run, backbone, head)) for check in CHECKS if check.modality in (None, backbone.modality)
+    return run_all(of_backbone(backbone, head, strategies))
+
+
+def of_backbone(
+    backbone: Backbone, head: Head, strategies: Iterable[Strategy] = (), subject: str | None = None
+) -> list[BoundCheck]:
+    """Return the checks of a backbone under a head, and of the strategies that fit it."""
+    subject = subject or backbone.name
+    found = [
+        BoundCheck(subject, check.id, check.about, partial(check.run, backbone, head))
+        for check in CHECKS
+        if check.modality in (None, backbone.modality)
     ]
     for strategy in strategies:
         if strategy.check(backbone, backbone.build()) is None:
-            named += [(f"{strategy.name}: {name}", partial(run, backbone, head, strategy)) for name, run in STRATEGY_CHECKS]
-    results = []
-    for name, run in named:
-        started = time.monotonic()
-        try:
-            run()
-            message = ""
-        except AutoftError as error:
-            message = str(error)
-        except Exception as error:  # noqa: BLE001 - the code under test is the plugin's: a crash is a finding
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            message = f"raised {type(error).__name__}: {error} (at {place.filename}:{place.lineno})"
-        results.append(CheckResult(name, not message, message, time.monotonic() - started))
-    return results
+            found += [
+                BoundCheck(
+                    subject, f"{strategy.name}: {name}", name.replace("-", " "), partial(run, backbone, head, strategy)
+                )
+                for name, run in STRATEGY_CHECKS
+            ]
+    return found
 
 
 def kinds_to_check(resolve: Callable[[str], Backbone], heads: Iterable[Head]) -> list[tuple[Backbone, Head]]:
@@ -430,6 +438,34 @@ CHECKS: tuple[Check, ...] = (
         "each tagged word has its tag at its first token",
         lambda backbone, head: check_words(backbone),
         modality="text",
+    ),
+    Check(
+        "bundle-inputs",
+        "the bundle's script makes the inputs of training, from the declaration of the preprocessing",
+        lambda backbone, head: check_image_inputs(backbone),
+        modality="image",
+    ),
+    Check(
+        "augmentation",
+        "random variants have the shape of evaluation, and depend on the given random numbers alone",
+        lambda backbone, head: check_augmentation(backbone),
+        modality="image",
+    ),
+    Check(
+        "no-network",
+        "a build with random weights opens no connection",
+        lambda backbone, head: check_no_network(backbone),
+    ),
+    Check(
+        "worker",
+        "the preprocessing survives pickling, and another process makes the same model by its name",
+        lambda backbone, head: check_worker(backbone),
+    ),
+    *(Check(name, about, run) for name, about, run in TRAINING_CHECKS),
+    Check(
+        "cuts",
+        "the outputs of frozen stages can be stored and replayed with equal outputs and gradients; a warning where not",
+        lambda backbone, head: check_cuts(backbone),
     ),
     Check(
         "export-parity",

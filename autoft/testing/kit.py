@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from autoft.errors import AutoftError
-from autoft.specs import Backbone, Head, RaggedPreprocessing
+from autoft.specs import Backbone, Head, RaggedPreprocessing, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,6 +25,10 @@ WORDS = (1, 9, 4, 23, 2, 6, 40, 3, 15, 5, 30)
 
 class CheckFailed(AutoftError):  # noqa: N818 - a verdict on a plugin, not an error of autoft
     """A backbone or head breaks a rule of the contract; the message says which, and by what."""
+
+
+class CheckWarning(AutoftError):  # noqa: N818 - a verdict on a plugin, not an error of autoft
+    """A plugin breaks no rule, but its author should know something."""
 
 
 # --- samples ----------------------------------------------------------------------------------------
@@ -115,6 +119,18 @@ def make_targets(head: Head) -> list[Any]:
         "entities": [("B-a", "I-a", "O"), ("O",), ("B-b", "O")],
     }
     return targets[head.answer]
+
+
+def make_raw(backbone: Backbone, head: Head, count: int) -> list[Sample]:
+    """Generate samples for a backbone with targets for a head; each class comes with images of its own."""
+    sources, targets = make_sources(backbone, count), make_targets(head)
+    samples = []
+    for number, source in enumerate(sources):
+        target = targets[number % len(targets)]
+        if head.answer == "entities":  # a tag for each word
+            target = tuple(target[place % len(target)] for place in range(len(source)))
+        samples.append(Sample(str(number), source, target, content=str(number)))
+    return samples
 
 
 # --- models -----------------------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 from autoft import hookimpl
 from autoft.specs import Knob, Range, Strategy
-from autoft_peft import layers, prompts
+
+AUTOFT_HOOKS = 1
 
 RANK = Knob("lora_rank", 8, Range(2, 64, log=True, integer=True), "rank of the added matrices", Range(1, 1024, integer=True))
 ALPHA = Knob(
@@ -31,10 +34,10 @@ def autoft_strategies() -> list[Strategy]:
         *(
             Strategy(
                 name=name,
-                check=partial(layers.check, name),
-                apply=partial(layers.adapt, name),
-                merge=layers.merge,
-                files=layers.files,
+                check=_later("layers", "check", name),
+                apply=_later("layers", "adapt", name),
+                merge=_later("layers", "merge"),
+                files=_later("layers", "files"),
                 knobs=knobs,
                 help=help,
             )
@@ -42,11 +45,20 @@ def autoft_strategies() -> list[Strategy]:
         ),
         Strategy(
             name="prompt-tuning",
-            check=prompts.check,
-            apply=prompts.adapt,
+            check=_later("prompts", "check"),
+            apply=_later("prompts", "adapt"),
             merge=lambda module: module,  # prompts cannot be merged into weights: they stay, as constants of the graph
-            files=prompts.files,
+            files=_later("prompts", "files"),
             knobs=(PROMPT,),
             help="trained tokens before each text, with the whole backbone as it is (arXiv:2104.08691)",
         ),
     ]
+
+
+def _later(module: str, function: str, *first: Any) -> Callable[..., Any]:
+    """Return a function of this package whose module, and torch with it, is imported when it is called: listing is fast."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(f"autoft_peft.{module}"), function)(*first, *arguments)
+
+    return call

@@ -22,6 +22,7 @@ from autoft.model import FineTuneModel, assemble
 from autoft.specs import Backbone, BackboneRequest, Strategy
 from autoft.testing import toy
 from autoft.testing.checks import run_checks
+from autoft.testing.process_checks import check_import
 from autoft.testing.strategy_checks import CHECKS
 
 STRATEGIES: dict[str, Strategy] = {strategy.name: strategy for strategy in autoft_strategies()}
@@ -50,6 +51,14 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     )  # fmt: skip
     tokenizer.save_pretrained(folder)
     return transformers_family.resolve(BackboneRequest(str(folder)))
+
+
+def test_listing_imports_neither_torch_nor_peft() -> None:
+    check_import("autoft_peft")
+    code = (
+        "import sys, autoft_peft; autoft_peft.autoft_strategies(); print([m for m in ('torch', 'peft') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
 def timm_backbone(name: str) -> Backbone:
