@@ -82,12 +82,13 @@ def _backbone(catalog: Catalog, name: str, cuts: bool) -> dict[str, Any]:
     sizes = {parameter_name: parameter.numel() for parameter_name, parameter in module.named_parameters()}
     stages = backbone.stages(module)
     held = _cuts(backbone, module) if cuts else ()
-    axes = "N, T" if backbone.features == "sequence" else "N"
+    axes, size = "N, T" if backbone.features == "sequence" else "N", backbone.feature_size(module)
+    each = [f"({axes}, {size})"] if not isinstance(size, tuple) else [f"(N, {one.channels}, H/{one.stride})" for one in size]
     return {
         "kind": "backbone",
         "name": backbone.name,
         "modality": backbone.modality,
-        "features": f"{backbone.features} ({axes}, {backbone.feature_size(module)})",
+        "features": f"{backbone.features} {', '.join(each)}",
         "parameters": sum(sizes.values()),
         "preprocessing": backbone.preprocessing.to_dict(),
         "augmentation": list(backbone.preprocessing.policies),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["maximize", "minimize"]
 Split = Literal["train", "validation", "test"]
-Answer = Literal["label", "labels", "values", "entities"]
+Answer = Literal["label", "labels", "values", "entities", "mask"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 WHOLE = "full"  # in place of a strategy's name: all weights of the stages that are not frozen are trained
 IGNORED = -100  # in aligned targets: a position that has none, such as a sub-token inside a word
@@ -176,6 +176,19 @@ class Stage:
     parameters: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class FeatureMap:
+    """One of the maps that a backbone of `maps` features gives.
+
+    Attributes:
+        channels: C of `(N, C, H / stride, W / stride)`.
+        stride: Pixels of the input to a place of the map, in height and width.
+    """
+
+    channels: int
+    stride: int
+
+
 class Preprocessing(Protocol):
     """Turns a raw sample into what a backbone takes; declared as data, so that the bundle can repeat it exactly."""
 
@@ -255,12 +268,13 @@ class Backbone:
         name: Full name, `FAMILY/MODEL`.
         modality: `image`, `text`, ...
         weights: Where its weights come from: `pretrained`, `none`, or a path.
-        features: The kind of features its module returns: `pooled` is `(N, C)`, `sequence` is `(N, T, C)`.
+        features: The kind of features its module returns: `pooled` is `(N, C)`, `sequence` is `(N, T, C)`, `maps` is a
+            tuple of tensors `(N, C, h, w)`, finest first, each with its own C, h and w.
         inputs: Names of the module's positional inputs, as they appear in the exported graph.
         preprocessing: How raw samples become inputs.
         build: Returns a new module with its weights loaded, sharing nothing with any other. Raises `BackboneError`.
         stages: Orders the module's parameters into stages, input to output.
-        feature_size: C of the features that the module returns.
+        feature_size: C of the features that the module returns; for `maps` a `FeatureMap` for each.
         no_weight_decay: Names of parameters that must not be decayed, beyond norms and biases.
         licence: The weights' licence, where known; goes into the model card.
         citation: Where the weights come from, in words or as an identifier.
@@ -279,7 +293,7 @@ class Backbone:
     preprocessing: Preprocessing
     build: Callable[[], nn.Module]
     stages: Callable[[nn.Module], tuple[Stage, ...]]
-    feature_size: Callable[[nn.Module], int]
+    feature_size: Callable[[nn.Module], int | tuple[FeatureMap, ...]]
     no_weight_decay: Callable[[nn.Module], frozenset[str]] = lambda module: frozenset()
     licence: str | None = None
     citation: str | None = None
@@ -418,20 +432,22 @@ class Head:
     Attributes:
         name: Such as `image-classification`.
         modality: Which data it is for, or None for any.
-        features: The kind of features it needs; `pooled` is `(N, C)`, `sequence` is `(N, T, C)`.
+        features: The kind of features it needs; `pooled` is `(N, C)`, `sequence` is `(N, T, C)`, `maps` is a tuple of
+            `(N, C, h, w)`.
         describe: Reads the training targets. Raises `DataError` where they cannot be learned.
         encode: Turns raw targets into a tensor with one row a sample. Raises `DataError` for a target it does not know.
-        build: Makes the output module from the size C of the features; takes the knobs' values.
+        build: Makes the output module from what `Backbone.feature_size` gives; takes the knobs' values.
         loss: Mean loss of a batch, `(outputs, encoded targets, targets, knobs) -> scalar tensor`. With `sequence` features
-            the outputs are `(N, T, K)`, and the encoded targets `(N, T)` with `IGNORED` where there is none.
+            the outputs are `(N, T, K)`, and the encoded targets `(N, T)` with `IGNORED` where there is none; with `maps`
+            the outputs are `(N, K, h, w)`.
         activation: Turns outputs into scores inside the exported graph (classification: softmax).
         metrics: `(outputs, encoded targets, targets) -> values by name`, over a whole split, never averaged by batch.
             A metric that the split does not define (AUROC with one class) is left out.
         directions: Whether each metric is to be maximized or minimized.
         default_metric: The metric that the search optimizes when the study names none.
         report: A finer account of a split, JSON-ready (classification: one entry a class).
-        answer: What an answer is: one `label` of all, any number of `labels` by threshold, `values` (numbers), or
-            `entities` (spans of a text). The bundle's script makes it from the scores.
+        answer: What an answer is: one `label` of all, any number of `labels` by threshold, `values` (numbers), `entities`
+            (spans of a text), or a `mask` (a label for each pixel). The bundle's script makes it from the scores.
         scores: Name of the graph's second output, which `activation` gives, or None where the outputs are the answer.
         stratify: Gives each raw target a class for dividing the data, so that every split gets its share of each; None
             where the data is divided without regard to its targets.
@@ -443,6 +459,7 @@ class Head:
             scalar tensor`, symmetric, its mean over the batch; what R-Drop makes small. None: there is no R-Drop.
         knobs: Settings it adds to training and to the search.
         runtime: The script of its bundles where that of the backbone's preprocessing does not know its answers; or None.
+        examples: Raw targets of three samples, for the conformance kit, where the kind of answer does not say what they are.
         help: One line for `autoft plugins`.
     """
 
@@ -451,7 +468,7 @@ class Head:
     features: str
     describe: Callable[[Sequence[Any]], Targets]
     encode: Callable[[Sequence[Any], Targets], Tensor | Ragged]
-    build: Callable[[int, Targets, Mapping[str, Any]], nn.Module]
+    build: Callable[[Any, Targets, Mapping[str, Any]], nn.Module]
     loss: Callable[[Tensor, Tensor, Targets, Mapping[str, Any]], Tensor]
     activation: Callable[[Tensor], Tensor]
     metrics: Callable[[Any, Any, Targets], dict[str, float]]
@@ -466,6 +483,7 @@ class Head:
     divergence: Callable[[Tensor, Tensor, Tensor, Targets], Tensor] | None = None
     knobs: tuple[Knob, ...] = field(default=())
     runtime: Path | None = None
+    examples: Callable[[], Sequence[Any]] | None = None
     help: str = ""
 
 
