@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Direction = Literal["maximize", "minimize"]
 Split = Literal["train", "validation", "test"]
 Answer = Literal["label", "labels", "values", "entities", "mask"]
+# Where the places of a changed image come from: `x', y' = warp @ (x, y, 1)`, a row for x' and one for y'. (x, y) is a place
+# of the variant and (x', y') the place that it shows, both in 0..1 from the upper left corner, whatever the sizes.
+Warp = tuple[tuple[float, float, float], tuple[float, float, float]]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 WHOLE = "full"  # in place of a strategy's name: all weights of the stages that are not frozen are trained
 IGNORED = -100  # in aligned targets: a position that has none, such as a sub-token inside a word
@@ -260,6 +263,17 @@ class RaggedPreprocessing(Preprocessing, Protocol):
         """
 
 
+class SpatialPreprocessing(Preprocessing, Protocol):
+    """Preprocessing of images for tasks whose targets lie in the image, such as masks: it tells how places move."""
+
+    def vary(self, item: Tensor, policy: str, rng: np.random.Generator) -> tuple[Tensor, tuple[Warp, ...]]:
+        """Return what `augment` returns, and where its places come from: a warp for each change, the item's first."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the inputs show all of each image, so that places in 0..1 are the same before and after."""
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A pretrained model to be fine-tuned, resolved but not yet built.
@@ -455,6 +469,9 @@ class Head:
             validation split; returns the targets with them. None where there is nothing.
         draw_weights: How often each training sample is to be drawn in proportion to the others, `(encoded targets, targets,
             knobs) -> weights (N,)`, or None for every sample once an epoch.
+        move: For targets that lie in the image: `(encoded target of one sample, warp) -> target`, as a change moved its
+            image (of masks, `autoft.augment.move_map`); it keeps its shape. The backbone's preprocessing must then be a
+            `SpatialPreprocessing`, and there is no mixup or cutmix. None where targets stay what they are.
         divergence: How far two outputs for the same batch are apart, `(outputs, outputs, encoded targets, targets) ->
             scalar tensor`, symmetric, its mean over the batch; what R-Drop makes small. None: there is no R-Drop.
         knobs: Settings it adds to training and to the search.
@@ -480,6 +497,7 @@ class Head:
     stratify: Callable[[Sequence[Any]], Sequence[str]] | None = None
     tune: Callable[[Any, Any, Targets], Targets] | None = None
     draw_weights: Callable[[Any, Targets, Mapping[str, Any]], np.ndarray | None] = lambda encoded, targets, knobs: None
+    move: Callable[[Tensor, Warp], Tensor] | None = None
     divergence: Callable[[Tensor, Tensor, Tensor, Targets], Tensor] | None = None
     knobs: tuple[Knob, ...] = field(default=())
     runtime: Path | None = None
