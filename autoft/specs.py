@@ -152,6 +152,8 @@ class DataFormat:
             model is scored, so that one class, or one sample of it, is enough. Both must be accepted and may be ignored.
         options: Names of the settings of a study's `data` section that it takes beyond those of every format, such as
             `text` and `label`; `load` finds those that were given among its options.
+        before: Names of looser formats whose claim on a path gives way to this one's, such as `image-folder`, for which any
+            folders with images will do.
         help: One line for `autoft plugins`.
     """
 
@@ -160,6 +162,7 @@ class DataFormat:
     detect: Callable[[Path], bool]
     load: Callable[[Path, Mapping[str, Any]], RawData]
     options: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
     help: str = ""
 
 
