@@ -31,7 +31,10 @@ BATCH = 1024  # pairs that are queued at once; bounds memory on millions of file
 
 def detect(path: Path) -> bool:
     """Return whether a folder, or a folder `train` in it, has `images/` and `masks/`."""
-    return path.is_dir() and any(_holds_pairs(folder) for folder in (path, *_split_folders(path).values()))
+    try:
+        return path.is_dir() and (_holds_pairs(path) or bool(_split_folders(path)))
+    except OSError:  # an unreadable folder holds nothing that could be loaded; loading it says so if asked
+        return False
 
 
 def load(path: Path, options: Mapping[str, Any]) -> RawData:
@@ -178,11 +181,15 @@ def _walk(folder: Path) -> list[Path]:
     """Return the files in a folder and below, hidden ones left out, in natural order."""
     found = [
         Path(parent, name)
-        for parent, folders, names in os.walk(folder)
+        for parent, _, names in os.walk(folder, onerror=_unreadable)
         for name in names
         if not name.startswith(".") and not any(part.startswith(".") for part in Path(parent).relative_to(folder).parts)
     ]
     return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"every folder must be readable, but {error.filename} is not: {error.strerror}") from error
 
 
 # --- reading ----------------------------------------------------------------------------------------

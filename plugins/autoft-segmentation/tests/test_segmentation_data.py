@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,20 @@ def test_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     Image.fromarray(paint(0)[0]).save(twins / "images" / "000.jpg")
     with pytest.raises(DataError, match=r"there are 000.(jpg|png) and 000.(jpg|png)"):
         load(twins)
+
+
+def test_folder_that_cannot_be_read_is_told_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_pairs(tmp_path, 2)
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("masks"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"every folder must be readable, but .*masks is not: Permission denied"):
+        load(folder)
 
 
 def test_one_class_is_nothing_to_learn_and_a_class_without_pixels_is_told(tmp_path: Path) -> None:
