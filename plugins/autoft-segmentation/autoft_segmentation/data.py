@@ -219,10 +219,12 @@ def _read_all(root: Path, pairs: Sequence[_Pair], classes: Classes | None) -> It
 def _read(root: Path, pair: _Pair, classes: Classes | None) -> _Read | Rejected:
     import numpy as np
 
-    from autoft.runtime.image_classification import ImageError, read_image
+    from autoft.runtime.image_classification import ImageError, check_image_file, read_image
 
     name = pair.mask.relative_to(root).as_posix()
     try:
+        for file in (pair.image, pair.mask):  # before it is read: a pipe would never end
+            check_image_file(file)
         raw, raw_mask = pair.image.read_bytes(), pair.mask.read_bytes()
         size = read_image(raw).size
     except OSError as error:

@@ -97,8 +97,12 @@ def read_values(source: Path | bytes) -> np.ndarray:
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
+    from autoft.runtime.image_classification import MAX_PIXELS
+
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=("PNG", "BMP")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"masks may have {MAX_PIXELS} pixels, but it has {image.width} x {image.height}")
             image.load()
             if image.mode in ("L", "P", "1") or image.mode.startswith("I"):
                 return np.asarray(image).astype(np.int32)

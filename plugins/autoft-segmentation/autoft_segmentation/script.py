@@ -136,6 +136,10 @@ class Bundle:
         pixels = np.stack([self._read(source)[0] for source in sources])
         return {"pixel_values": normalize(pixels, self.preprocessing)}
 
+    def limit(self, seconds: float) -> None:
+        """Let a batch take no longer than so many seconds; 600 otherwise."""
+        self._model.seconds = seconds
+
     def check(self) -> dict[str, Any]:
         """Replay the golden inputs of the bundle through this machine's runtime.
 

@@ -17,6 +17,7 @@ from segmentation_toys import paint, write_pairs
 
 from autoft.discovery import discover
 from autoft.errors import DataError
+from autoft.runtime import image_classification
 from autoft.specs import RawData
 
 OPTIONS = {"max_rejected": 0.01, "for_training": True}
@@ -213,6 +214,18 @@ def test_unreadable_files_are_left_out_within_the_limit(tmp_path: Path) -> None:
         load(folder)
     found = load(folder, max_rejected=0.5).rejected
     assert [item.reason for item in found][1] == "masks/002.png: masks must be PNG or BMP files: others change values"
+
+
+def test_masks_that_are_pipes_or_far_too_large_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_pairs(tmp_path, 4)
+    (folder / "masks" / "001.png").unlink()
+    os.mkfifo(folder / "masks" / "001.png")
+    (rejected,) = load(folder).rejected
+    assert rejected.id == "images/001.png"
+    assert "is no file" in rejected.reason
+    monkeypatch.setattr(image_classification, "MAX_PIXELS", 100)
+    with pytest.raises(ValueError, match="masks may have 100 pixels, but it has 32 x 24"):
+        read_values(folder / "masks" / "000.png")
 
 
 def test_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
