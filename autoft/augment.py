@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoft.specs import Warp
+
 POLICIES = ("none", "light", "standard", "trivial")
 
 _LEVELS = 31  # of strength, for each operation of `trivial`
@@ -79,6 +81,19 @@ def augment(
     Raises:
         ValueError: The policy is unknown.
     """
+    return vary(item, policy, rng, size=size, view=view)[0]
+
+
+def vary(
+    item: Tensor, policy: str, rng: np.random.Generator, *, size: tuple[int, int], view: tuple[float, float]
+) -> tuple[Tensor, tuple[Warp, ...]]:
+    """Return what `augment` returns, and where its places come from, for targets that lie in the image.
+
+    There is a warp for each change, the item's first; what comes from outside of what a change was given, such as the black
+    corners of a turned crop, comes from nowhere.
+
+    Takes what `augment` takes, and raises what it raises.
+    """
     if policy == "none":
         return _center(item, size, view)
     if policy == "light":
@@ -90,13 +105,37 @@ def augment(
     raise ValueError(f"augmentation must be one of {', '.join(POLICIES)}, but got {policy!r}")
 
 
-def _center(item: Tensor, size: tuple[int, int], view: tuple[float, float]) -> Tensor:
+def move_map(target: Tensor, warp: Warp, *, outside: int) -> Tensor:
+    """Return a map over an image, such as a mask of classes, moved as the image was; each place takes the nearest value.
+
+    Args:
+        target: `(h, w)`, of any size: its places are 0..1 in height and width, as the image's are.
+        warp: From `vary`.
+        outside: The value of places that come from outside the image.
+
+    Returns:
+        `(h, w)` of the same type, in memory of its own.
+    """
+    height, width = target.shape
+    across = (torch.arange(width, dtype=torch.float64) + 0.5) / width
+    down = ((torch.arange(height, dtype=torch.float64) + 0.5) / height).unsqueeze(1)
+    (a, b, c), (d, e, f) = warp
+    columns, rows = ((a * across + b * down + c) * width).floor(), ((d * across + e * down + f) * height).floor()
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    found = target[rows.clamp(0, height - 1).long(), columns.clamp(0, width - 1).long()]
+    return torch.where(inside, found, torch.full_like(found, outside))
+
+
+def _center(item: Tensor, size: tuple[int, int], view: tuple[float, float]) -> tuple[Tensor, tuple[Warp, ...]]:
     height, width = round(min(view[0], item.shape[1])), round(min(view[1], item.shape[2]))
     top, left = round((item.shape[1] - height) / 2.0), round((item.shape[2] - width) / 2.0)
-    return _resized(item[:, top : top + height, left : left + width], size)
+    box = _Crop(x=left + width / 2, y=top + height / 2, width=width, height=height)
+    return _resized(item[:, top : top + height, left : left + width], size), (_warp_of(item, box),)
 
 
-def _light(item: Tensor, rng: np.random.Generator, size: tuple[int, int], view: tuple[float, float]) -> Tensor:
+def _light(
+    item: Tensor, rng: np.random.Generator, size: tuple[int, int], view: tuple[float, float]
+) -> tuple[Tensor, tuple[Warp, ...]]:
     crop = _random_crop(item, rng, view, area=(0.7, 1.0), ratio=0.9)
     angle = math.radians(rng.uniform(-10.0, 10.0))
     brightness, contrast = rng.uniform(0.8, 1.2, size=2).tolist()
@@ -104,11 +143,13 @@ def _light(item: Tensor, rng: np.random.Generator, size: tuple[int, int], view: 
     mean = _mean_grey(pixels)
     pixels.mul_(brightness * contrast)
     pixels.add_(brightness * (1 - contrast) * mean)
-    return _to_uint8(pixels)
+    return _to_uint8(pixels), (_warp_of(item, crop, angle=angle),)
 
 
-def _standard(item: Tensor, rng: np.random.Generator, size: tuple[int, int], view: tuple[float, float]) -> Tensor:
-    cut = _cropped_and_mirrored(item, rng, view)
+def _standard(
+    item: Tensor, rng: np.random.Generator, size: tuple[int, int], view: tuple[float, float]
+) -> tuple[Tensor, tuple[Warp, ...]]:
+    cut, warp = _cropped_and_mirrored(item, rng, view)
     brightness, contrast, saturation = rng.uniform(0.7, 1.3, size=3).tolist()
     pixels = _resized(cut, size).to(torch.float32)
     # Brightness, contrast and saturation are linear in the colour: one 3 x 3 matrix and an offset do all three.
@@ -116,16 +157,49 @@ def _standard(item: Tensor, rng: np.random.Generator, size: tuple[int, int], vie
     gain = brightness * contrast
     matrix = gain * (saturation * torch.eye(3) + (1 - saturation) * luma.expand(3, 3))
     offset = torch.full((3, 1), brightness * (1 - contrast) * _mean_grey(pixels))
-    return _to_uint8(torch.addmm(offset, matrix, pixels.view(3, -1)).view(3, *size))
+    return _to_uint8(torch.addmm(offset, matrix, pixels.view(3, -1)).view(3, *size)), (warp,)
 
 
-def _trivial(item: Tensor, rng: np.random.Generator, size: tuple[int, int], view: tuple[float, float]) -> Tensor:
-    pixels = _resized(_cropped_and_mirrored(item, rng, view), size)
+def _trivial(
+    item: Tensor, rng: np.random.Generator, size: tuple[int, int], view: tuple[float, float]
+) -> tuple[Tensor, tuple[Warp, ...]]:
+    cut, warp = _cropped_and_mirrored(item, rng, view)
+    pixels = _resized(cut, size)
     operation = list(_OPERATIONS)[rng.integers(len(_OPERATIONS))]
     strengths, signed = _OPERATIONS[operation]
     strength = strengths[rng.integers(_LEVELS)]
     negative = rng.random() < 0.5
-    return _changed(pixels, operation, -strength if signed and negative else strength).contiguous()
+    strength = -strength if signed and negative else strength
+    moved = _moved(operation, strength, size)
+    return _changed(pixels, operation, strength).contiguous(), (warp,) if moved is None else (warp, moved)
+
+
+def _moved(operation: str, strength: float, size: tuple[int, int]) -> Warp | None:
+    """Return where an operation of TrivialAugment's takes places from; None where it changes colours alone."""
+    height, width = size
+    if operation == "ShearX":
+        return (1.0, strength * height / width, 0.0), (0.0, 1.0, 0.0)
+    if operation == "ShearY":
+        return (1.0, 0.0, 0.0), (strength * width / height, 1.0, 0.0)
+    if operation == "TranslateX":
+        return (1.0, 0.0, -int(strength) / width), (0.0, 1.0, 0.0)
+    if operation == "TranslateY":
+        return (1.0, 0.0, 0.0), (0.0, 1.0, -int(strength) / height)
+    if operation == "Rotate":
+        cos, sin = math.cos(math.radians(strength)), math.sin(math.radians(strength))
+        across, down = sin * height / width, sin * width / height
+        return (cos, -across, (1 - cos + across) / 2), (down, cos, (1 - cos - down) / 2)
+    return None
+
+
+def _warp_of(item: Tensor, box: _Crop, *, angle: float = 0.0, mirrored: bool = False) -> Warp:
+    """Return where the places of a box come from in its image, turned or mirrored about its center."""
+    image_height, image_width = item.shape[1:]
+    cos, sin = math.cos(angle), math.sin(angle)
+    side = -1.0 if mirrored else 1.0
+    a, b = side * box.width * cos / image_width, -box.height * sin / image_width
+    d, e = side * box.width * sin / image_height, box.height * cos / image_height
+    return (a, b, box.x / image_width - (a + b) / 2), (d, e, box.y / image_height - (d + e) / 2)
 
 
 def _changed(pixels: Tensor, operation: str, strength: float) -> Tensor:
@@ -159,8 +233,8 @@ def _changed(pixels: Tensor, operation: str, strength: float) -> Tensor:
     return changes[operation]()
 
 
-def _cropped_and_mirrored(item: Tensor, rng: np.random.Generator, view: tuple[float, float]) -> Tensor:
-    """Return a random part of an image, before it is resized, mirrored left to right half of the time."""
+def _cropped_and_mirrored(item: Tensor, rng: np.random.Generator, view: tuple[float, float]) -> tuple[Tensor, Warp]:
+    """Return a random part of an image, before it is resized, mirrored left to right half of the time, and its warp."""
     crop = _random_crop(item, rng, view, area=(0.35, 1.0), ratio=3 / 4)
     mirrored = rng.random() < 0.5
     # Unlike `light`, this one may shrink the image much, which needs an antialiased resize; so whole pixels.
@@ -170,7 +244,8 @@ def _cropped_and_mirrored(item: Tensor, rng: np.random.Generator, view: tuple[fl
     cut = item[:, top : top + height, left : left + width]
     from torchvision.transforms.v2 import functional as tvf  # over a second to import, and texts need none of it
 
-    return tvf.horizontal_flip_image(cut) if mirrored else cut
+    box = _Crop(x=left + width / 2, y=top + height / 2, width=width, height=height)
+    return tvf.horizontal_flip_image(cut) if mirrored else cut, _warp_of(item, box, mirrored=mirrored)
 
 
 def _random_crop(

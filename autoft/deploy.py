@@ -199,7 +199,7 @@ def _targets(bundle: OpenBundle, wanted: Sequence[Any]) -> Targets:
     """Return the bundle's targets, with counts of this data where they are of classes."""
     labels = tuple(bundle.contract["labels"])
     values = {name: tuple(numbers) for name, numbers in bundle.contract.get("values", {}).items()}
-    if bundle.contract.get("answer", "label") == "values":
+    if bundle.contract.get("answer", "label") in ("values", "mask"):
         return Targets(labels, values=values)
     counts = Counter(label for target in wanted for label in ([target] if isinstance(target, str) else target))
     return Targets(labels, tuple(max(1, counts[label]) for label in labels), values)

@@ -21,6 +21,7 @@ from torch import Tensor
 from autoft import augment as augmentation
 from autoft.errors import BackboneError
 from autoft.runtime import image_classification as script
+from autoft.specs import Warp
 
 # What Inception's recipe leaves around the crop (256 for 224): room for random crops, at a third more memory.
 _MARGIN = 0.875
@@ -99,12 +100,21 @@ class ImagePreprocessing:
         pixels = script.resize_and_crop(script.read_image(source), declared)
         return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
+    @property
+    def whole(self) -> bool:
+        """Whether the inputs show all of each image: it is resized to their size, and nothing is cut off."""
+        return self.resize == self.size
+
     def augment(self, item: Tensor, policy: str, rng: np.random.Generator) -> Tensor:
         """Return a random variant uint8 (3, H, W) of `decode(augmented=True)`; see `autoft.augment.augment`."""
+        return self.vary(item, policy, rng)[0]
+
+    def vary(self, item: Tensor, policy: str, rng: np.random.Generator) -> tuple[Tensor, tuple[Warp, ...]]:
+        """Return what `augment` returns, and where its places come from in the item."""
         resize = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
         # `none` must show what evaluation shows, whatever the margin: this is evaluation's crop, in the item's pixels.
         height, width = (side * self.margin_size / full for side, full in zip(self.size, resize, strict=True))
-        return augmentation.augment(item, policy, rng, size=self.size, view=(height, width))
+        return augmentation.vary(item, policy, rng, size=self.size, view=(height, width))
 
     def inputs(self, batch: Tensor) -> tuple[Tensor, ...]:
         """Normalize pixels uint8 (N, 3, H, W) to float32 on their device, bit for bit as `script.normalize`."""

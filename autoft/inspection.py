@@ -96,12 +96,13 @@ def _backbone(catalog: Catalog, name: str, cuts: bool, cost: bool) -> dict[str, 
     sizes = {parameter_name: parameter.numel() for parameter_name, parameter in module.named_parameters()}
     stages = backbone.stages(module)
     held = find_cuts(backbone, module) if cuts else ()
-    axes = "N, T" if backbone.features == "sequence" else "N"
+    axes, size = "N, T" if backbone.features == "sequence" else "N", backbone.feature_size(module)
+    each = [f"({axes}, {size})"] if not isinstance(size, tuple) else [f"(N, {one.channels}, H/{one.stride})" for one in size]
     return {
         "kind": "backbone",
         "name": backbone.name,
         "modality": backbone.modality,
-        "features": f"{backbone.features} ({axes}, {backbone.feature_size(module)})",
+        "features": f"{backbone.features} {', '.join(each)}",
         "inputs": list(backbone.inputs),
         "parameters": sum(sizes.values()),
         **_licence(catalog, name),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
+from functools import reduce
 from pathlib import Path
 from typing import cast
 
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from autoft.batching import batches_by_length, even_batches, longest_first, turns, within_budget
 from autoft.decoded import Shared, hold, share
-from autoft.errors import DataError
+from autoft.errors import BackboneError, DataError
 from autoft.ragged import Ragged, Rows
-from autoft.specs import Preprocessing, RaggedPreprocessing, Sample
+from autoft.specs import Preprocessing, RaggedPreprocessing, Sample, SpatialPreprocessing, Warp
 from autoft.tokens import Tokens, decode_all
 
 Batch = tuple[tuple[Tensor, ...], Tensor]
@@ -163,6 +164,10 @@ class FixedData(SplitData):
         memory: Bytes that decoded samples may take; beyond it they are decoded again every epoch.
         cache: Folder where processes share the decoded samples, or None for this process's memory.
         name: Of the split, for the cache.
+        move: Moves the target of a sample as its augmentation moved it (`Head.move`); None where targets stay.
+
+    Raises:
+        BackboneError: Targets move, but the preprocessing does not show the whole image.
     """
 
     def __init__(
@@ -175,8 +180,15 @@ class FixedData(SplitData):
         memory: int = 1 << 30,
         cache: Path | None = None,
         name: str = "split",
+        move: Callable[[Tensor, Warp], Tensor] | None = None,
     ) -> None:
         super().__init__(samples, targets, preprocessing)
+        if move is not None and not getattr(preprocessing, "whole", False):
+            raise BackboneError(
+                "targets that lie in an image need inputs that show all of it, but those of the backbone may lack parts",
+                "choose a backbone whose family gives what the task asks for, such as one of timm's",
+            )
+        self.move = move
         self.policy = self._known(policy)
         self._mapped = cache is not None
         self._decoded = self._decode_all(memory, cache, name)
@@ -233,14 +245,20 @@ class FixedData(SplitData):
         targets = cast(Tensor, self.targets)[rows]
         if self._decoded is not None and self.policy == "none":
             return self._decoded[rows], targets
-        return torch.stack([self._item(int(row), int(turn), seed) for row, turn in zip(rows, again, strict=True)]), targets
+        found = [self._item(int(row), int(turn), seed) for row, turn in zip(rows, again, strict=True)]
+        if self.move is not None and self.policy != "none":
+            pairs = zip(targets, found, strict=True)
+            targets = torch.stack([reduce(self.move, warps, target) for target, (_, warps) in pairs])
+        return torch.stack([item for item, _ in found]), targets
 
-    def _item(self, row: int, turn: int, seed: tuple[int, ...]) -> Tensor:
+    def _item(self, row: int, turn: int, seed: tuple[int, ...]) -> tuple[Tensor, tuple[Warp, ...]]:
         item = self._decoded[row] if self._decoded is not None else self._decode(row)
         if self.policy == "none":
-            return item
-        drawn = (*seed, row, turn) if turn else (*seed, row)
-        return self.preprocessing.augment(item, self.policy, np.random.default_rng(drawn))
+            return item, ()
+        rng = np.random.default_rng((*seed, row, turn) if turn else (*seed, row))
+        if self.move is None:
+            return self.preprocessing.augment(item, self.policy, rng), ()
+        return cast(SpatialPreprocessing, self.preprocessing).vary(item, self.policy, rng)
 
     def _known(self, policy: str) -> str:
         if policy not in self.preprocessing.policies:
@@ -362,6 +380,7 @@ def load_split(
     memory: int = 1 << 30,
     cache: Path | None = None,
     name: str = "split",
+    move: Callable[[Tensor, Warp], Tensor] | None = None,
 ) -> SplitData:
     """Make a split ready for batches, decoded as its preprocessing does.
 
@@ -373,11 +392,15 @@ def load_split(
         memory: Bytes that decoded samples may take.
         cache: Folder for decoded samples, which processes share, or None for this process's memory.
         name: Of the split, for the cache.
+        move: Moves a sample's target as augmentation moved the sample; `Head.move`.
 
     Raises:
         DataError: A sample cannot be decoded, or the policy is unknown.
+        BackboneError: Targets move, but the preprocessing does not show the whole image.
     """
     if preprocessing.ragged:
         ragged = cast(RaggedPreprocessing, preprocessing)
         return RaggedData(samples, targets, ragged, memory=memory, cache=cache, name=name)
-    return FixedData(samples, cast(Tensor, targets), preprocessing, policy=policy, memory=memory, cache=cache, name=name)
+    return FixedData(
+        samples, cast(Tensor, targets), preprocessing, policy=policy, memory=memory, cache=cache, name=name, move=move
+    )

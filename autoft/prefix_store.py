@@ -152,6 +152,8 @@ class PrefixStore:
             return None, "declined: mixing, erasing or perturbing changes what frozen stages are given in each step"
         if objective is not None and _policy(train) != "none" and _draws(objective, train, config):
             return None, "declined: what is drawn again in an epoch is augmented anew, and one view of each is stored"
+        if _policy(train) != "none" and getattr(train, "move", None) is not None:
+            return None, "declined: targets move with the augmented images, and only these are stored"
         model.to(device)
         if device.type == "cuda":
             model.to(memory_format=torch.channels_last)

@@ -97,8 +97,9 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
                 "choose another `image_size`, or leave it out",
             ) from error
         wanted = (*inputs[0].shape[: 2 if backbone.features == "sequence" else 1], len(prepared.objective.targets.labels))
-        if tuple(outputs.shape) != wanted:
-            raise BackboneError(f"{backbone.name} must give outputs of {wanted}, but gives {tuple(outputs.shape)}")
+        given = tuple(outputs.shape)
+        if (given[:2] if backbone.features == "maps" else given) != wanted:
+            raise BackboneError(f"{backbone.name} must give outputs of {wanted}, but gives {given}")
         count = sum(parameter.numel() for parameter in model.parameters())
         if export:
             proto = _export(prepared, backbone, model, inputs)

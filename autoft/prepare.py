@@ -278,7 +278,8 @@ def _check_metric(config: StudyConfig, head: Head, objective: Objective, validat
         raise ConfigError(
             config.source, [config.problem("search.metric", f"must be one of {names} for {head.name}, but got {metric!r}")]
         )
-    flat = torch.zeros((len(validation), len(objective.targets.labels)))
+    places = (1, 1) if head.features == "maps" else ()  # answers for places of an image: one, for all of it
+    flat = torch.zeros((len(validation), len(objective.targets.labels), *places))
     outputs = (
         Ragged(flat[:0].new_zeros((len(validation.values), flat.shape[1])), validation.offsets)
         if isinstance(validation, Ragged)
@@ -385,7 +386,7 @@ def _summary(raw: RawData, format_name: str, splits: Splits, targets: Targets, m
     counts: dict[str, int] = {split: len(getattr(splits, split)) for split in SPLITS}
     how = ", stratified" if head.stratify is not None else ""
     made = f" (autoft made {' and '.join(splits.made)}{how})" if splits.made else ""
-    nouns = {"label": "classes", "labels": "labels", "values": "numbers", "entities": "tags"}
+    nouns = {"label": "classes", "labels": "labels", "values": "numbers", "entities": "tags", "mask": "classes"}
     count = len(targets.labels)
     noun = nouns[head.answer] if count != 1 else nouns[head.answer].removesuffix("s")
     what = f"{'in' if head.answer == 'label' else 'with'} {count} {noun}"

@@ -152,6 +152,8 @@ def _probe(
 
 def _worth_probing(prepared: Prepared, worker: Worker, space: Space) -> bool:
     search, samples = prepared.config.search, prepared.samples
+    if prepared.objective.head.features == "maps":
+        return False  # of all places of all images, they would not fit into memory, and a linear layer says little
     if not search.probe or len(space.backbones) > 1:
         return search.probe
     backbone = space.backbones[0]

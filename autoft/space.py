@@ -353,6 +353,8 @@ def _why_idle(table: Sequence[Setting], head: Head, modality: str, traits: Colle
     for setting in table:
         if setting.modality not in (None, modality):
             found[setting.name] = f"{setting.modality} data, but this is {modality} data"
+        elif setting.name in ("mixup", "cutmix") and head.move is not None:
+            found[setting.name] = f"targets that are one for a whole image, but those of {head.name} lie in it"
         elif setting.needs == "divergence":
             if head.divergence is None:
                 found[setting.name] = f"{NEEDS['divergence']}, but {head.name} does not"

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 Direction = Literal["maximize", "minimize"]
 Split = Literal["train", "validation", "test"]
-Answer = Literal["label", "labels", "values", "entities"]
+Answer = Literal["label", "labels", "values", "entities", "mask"]
+# Where the places of a changed image come from: `x', y' = warp @ (x, y, 1)`, a row for x' and one for y'. (x, y) is a place
+# of the variant and (x', y') the place that it shows, both in 0..1 from the upper left corner, whatever the sizes.
+Warp = tuple[tuple[float, float, float], tuple[float, float, float]]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 WHOLE = "full"  # in place of a strategy's name: all weights of the stages that are not frozen are trained
 IGNORED = -100  # in aligned targets: a position that has none, such as a sub-token inside a word
@@ -149,6 +152,8 @@ class DataFormat:
             model is scored, so that one class, or one sample of it, is enough. Both must be accepted and may be ignored.
         options: Names of the settings of a study's `data` section that it takes beyond those of every format, such as
             `text` and `label`; `load` finds those that were given among its options.
+        before: Names of looser formats whose claim on a path gives way to this one's, such as `image-folder`, for which any
+            folders with images will do.
         help: One line for `autoft plugins`.
     """
 
@@ -157,6 +162,7 @@ class DataFormat:
     detect: Callable[[Path], bool]
     load: Callable[[Path, Mapping[str, Any]], RawData]
     options: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
     help: str = ""
 
 
@@ -174,6 +180,19 @@ class Stage:
 
     name: str
     parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """One of the maps that a backbone of `maps` features gives.
+
+    Attributes:
+        channels: C of `(N, C, H / stride, W / stride)`.
+        stride: Pixels of the input to a place of the map, in height and width.
+    """
+
+    channels: int
+    stride: int
 
 
 class Preprocessing(Protocol):
@@ -247,6 +266,17 @@ class RaggedPreprocessing(Preprocessing, Protocol):
         """
 
 
+class SpatialPreprocessing(Preprocessing, Protocol):
+    """Preprocessing of images for tasks whose targets lie in the image, such as masks: it tells how places move."""
+
+    def vary(self, item: Tensor, policy: str, rng: np.random.Generator) -> tuple[Tensor, tuple[Warp, ...]]:
+        """Return what `augment` returns, and where its places come from: a warp for each change, the item's first."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the inputs show all of each image, so that places in 0..1 are the same before and after."""
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A pretrained model to be fine-tuned, resolved but not yet built.
@@ -255,12 +285,13 @@ class Backbone:
         name: Full name, `FAMILY/MODEL`.
         modality: `image`, `text`, ...
         weights: Where its weights come from: `pretrained`, `none`, or a path.
-        features: The kind of features its module returns: `pooled` is `(N, C)`, `sequence` is `(N, T, C)`.
+        features: The kind of features its module returns: `pooled` is `(N, C)`, `sequence` is `(N, T, C)`, `maps` is a
+            tuple of tensors `(N, C, h, w)`, finest first, each with its own C, h and w.
         inputs: Names of the module's positional inputs, as they appear in the exported graph.
         preprocessing: How raw samples become inputs.
         build: Returns a new module with its weights loaded, sharing nothing with any other. Raises `BackboneError`.
         stages: Orders the module's parameters into stages, input to output.
-        feature_size: C of the features that the module returns.
+        feature_size: C of the features that the module returns; for `maps` a `FeatureMap` for each.
         no_weight_decay: Names of parameters that must not be decayed, beyond norms and biases.
         licence: The weights' licence, where known; goes into the model card.
         citation: Where the weights come from, in words or as an identifier.
@@ -279,7 +310,7 @@ class Backbone:
     preprocessing: Preprocessing
     build: Callable[[], nn.Module]
     stages: Callable[[nn.Module], tuple[Stage, ...]]
-    feature_size: Callable[[nn.Module], int]
+    feature_size: Callable[[nn.Module], int | tuple[FeatureMap, ...]]
     no_weight_decay: Callable[[nn.Module], frozenset[str]] = lambda module: frozenset()
     licence: str | None = None
     citation: str | None = None
@@ -418,20 +449,22 @@ class Head:
     Attributes:
         name: Such as `image-classification`.
         modality: Which data it is for, or None for any.
-        features: The kind of features it needs; `pooled` is `(N, C)`, `sequence` is `(N, T, C)`.
+        features: The kind of features it needs; `pooled` is `(N, C)`, `sequence` is `(N, T, C)`, `maps` is a tuple of
+            `(N, C, h, w)`.
         describe: Reads the training targets. Raises `DataError` where they cannot be learned.
         encode: Turns raw targets into a tensor with one row a sample. Raises `DataError` for a target it does not know.
-        build: Makes the output module from the size C of the features; takes the knobs' values.
+        build: Makes the output module from what `Backbone.feature_size` gives; takes the knobs' values.
         loss: Mean loss of a batch, `(outputs, encoded targets, targets, knobs) -> scalar tensor`. With `sequence` features
-            the outputs are `(N, T, K)`, and the encoded targets `(N, T)` with `IGNORED` where there is none.
+            the outputs are `(N, T, K)`, and the encoded targets `(N, T)` with `IGNORED` where there is none; with `maps`
+            the outputs are `(N, K, h, w)`.
         activation: Turns outputs into scores inside the exported graph (classification: softmax).
         metrics: `(outputs, encoded targets, targets) -> values by name`, over a whole split, never averaged by batch.
             A metric that the split does not define (AUROC with one class) is left out.
         directions: Whether each metric is to be maximized or minimized.
         default_metric: The metric that the search optimizes when the study names none.
         report: A finer account of a split, JSON-ready (classification: one entry a class).
-        answer: What an answer is: one `label` of all, any number of `labels` by threshold, `values` (numbers), or
-            `entities` (spans of a text). The bundle's script makes it from the scores.
+        answer: What an answer is: one `label` of all, any number of `labels` by threshold, `values` (numbers), `entities`
+            (spans of a text), or a `mask` (a label for each pixel). The bundle's script makes it from the scores.
         scores: Name of the graph's second output, which `activation` gives, or None where the outputs are the answer.
         stratify: Gives each raw target a class for dividing the data, so that every split gets its share of each; None
             where the data is divided without regard to its targets.
@@ -439,10 +472,14 @@ class Head:
             validation split; returns the targets with them. None where there is nothing.
         draw_weights: How often each training sample is to be drawn in proportion to the others, `(encoded targets, targets,
             knobs) -> weights (N,)`, or None for every sample once an epoch.
+        move: For targets that lie in the image: `(encoded target of one sample, warp) -> target`, as a change moved its
+            image (of masks, `autoft.augment.move_map`); it keeps its shape. The backbone's preprocessing must then be a
+            `SpatialPreprocessing`, and there is no mixup or cutmix. None where targets stay what they are.
         divergence: How far two outputs for the same batch are apart, `(outputs, outputs, encoded targets, targets) ->
             scalar tensor`, symmetric, its mean over the batch; what R-Drop makes small. None: there is no R-Drop.
         knobs: Settings it adds to training and to the search.
         runtime: The script of its bundles where that of the backbone's preprocessing does not know its answers; or None.
+        examples: Raw targets of three samples, for the conformance kit, where the kind of answer does not say what they are.
         help: One line for `autoft plugins`.
     """
 
@@ -451,7 +488,7 @@ class Head:
     features: str
     describe: Callable[[Sequence[Any]], Targets]
     encode: Callable[[Sequence[Any], Targets], Tensor | Ragged]
-    build: Callable[[int, Targets, Mapping[str, Any]], nn.Module]
+    build: Callable[[Any, Targets, Mapping[str, Any]], nn.Module]
     loss: Callable[[Tensor, Tensor, Targets, Mapping[str, Any]], Tensor]
     activation: Callable[[Tensor], Tensor]
     metrics: Callable[[Any, Any, Targets], dict[str, float]]
@@ -463,9 +500,11 @@ class Head:
     stratify: Callable[[Sequence[Any]], Sequence[str]] | None = None
     tune: Callable[[Any, Any, Targets], Targets] | None = None
     draw_weights: Callable[[Any, Targets, Mapping[str, Any]], np.ndarray | None] = lambda encoded, targets, knobs: None
+    move: Callable[[Tensor, Warp], Tensor] | None = None
     divergence: Callable[[Tensor, Tensor, Tensor, Targets], Tensor] | None = None
     knobs: tuple[Knob, ...] = field(default=())
     runtime: Path | None = None
+    examples: Callable[[], Sequence[Any]] | None = None
     help: str = ""
 
 

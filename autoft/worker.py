@@ -178,6 +178,7 @@ class Worker:
             memory=share,
             cache=self._cache if backbone.preprocessing.ragged else self._shared,
             name=split,
+            move=self._objective.head.move,
         )
         for stale in list(self._warm)[:-1]:
             if sum(data.nbytes for data in self._warm.values()) <= self._memory:

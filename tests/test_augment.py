@@ -5,7 +5,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import TrivialAugmentWide
 
 from autoft import augment as module
-from autoft.augment import POLICIES, augment
+from autoft.augment import POLICIES, augment, move_map, vary
 
 SIZE, VIEW = (32, 32), (32.0, 32.0)
 
@@ -202,3 +202,109 @@ def test_border_is_repeated_rather_than_painted_in_one_colour():
 def test_unknown_policy_is_named():
     with pytest.raises(ValueError, match="one of none, light, standard, trivial, but got 'strong'"):
         augment(noise(), "strong", rng(), size=SIZE, view=VIEW)
+
+
+class PlainColours(np.random.Generator):
+    """Draws geometry as ever, but leaves brightness, contrast and saturation as they are."""
+
+    def uniform(self, low=0.0, high=1.0, size=None):
+        drawn = super().uniform(low, high, size)
+        return drawn if size is None else np.ones(size)
+
+
+def places(warp, size):
+    """Where the centers of an image's pixels come from, (H, W) for x and for y in 0..1."""
+    height, width = size
+    across = ((torch.arange(width) + 0.5) / width).expand(height, width)
+    down = ((torch.arange(height) + 0.5) / height).unsqueeze(1).expand(height, width)
+    return [a * across + b * down + c for a, b, c in warp]
+
+
+def colours(side):
+    """An image whose red is the place from left to right, and green that from top to bottom, in 0..1 of 255."""
+    line = (torch.arange(side) + 0.5) / side * 255
+    pixels = torch.stack([line.expand(side, side), line.unsqueeze(1).expand(side, side), torch.zeros(side, side)])
+    return pixels.round().to(torch.uint8)
+
+
+def assert_shows(pixels, warp, margin=0.03):
+    """Assert that each pixel has the colour of the place that the warp names; outside and at the edges nothing is said."""
+    checked = 0
+    inside = torch.ones(pixels.shape[1:], dtype=torch.bool)
+    wanted = places(warp, tuple(pixels.shape[1:]))
+    for place in wanted:
+        inside &= (place > margin) & (place < 1 - margin)
+    for channel, place in zip(pixels[:2], wanted, strict=True):
+        assert float((channel.float() / 255 - place).abs()[inside].max()) < 0.02
+        checked += int(inside.sum())
+    assert checked > pixels[0].numel() / 2
+
+
+@pytest.mark.parametrize("policy", ["none", "light", "standard"])
+@pytest.mark.parametrize("size", [(96, 96), (64, 128)])
+def test_warp_names_the_place_that_each_pixel_shows(policy, size):
+    generator = PlainColours(np.random.PCG64(3))
+    for _ in range(20):
+        pixels, (warp,) = vary(colours(144), policy, generator, size=size, view=(128.0, 128.0))
+        assert_shows(pixels, warp)
+
+
+def test_warp_of_another_variant_is_noticed():
+    generator = PlainColours(np.random.PCG64(3))
+    first, _ = vary(colours(144), "standard", generator, size=(96, 96), view=(128.0, 128.0))
+    _, (other,) = vary(colours(144), "standard", generator, size=(96, 96), view=(128.0, 128.0))
+    with pytest.raises(AssertionError):
+        assert_shows(first, other)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 128)])
+@pytest.mark.parametrize(
+    ("operation", "strength"),
+    [("ShearX", 0.2), ("ShearX", -0.3), ("ShearY", 0.3), ("TranslateX", 11.0), ("TranslateX", -7.5), ("TranslateY", 9.0),
+     ("Rotate", 17.0), ("Rotate", -28.0)],
+)  # fmt: skip
+def test_operations_move_places_as_torchvision_does(operation, strength, size):
+    pixels = module._resized(colours(128), size)
+    changed = module._changed(pixels, operation, strength)
+    assert_shows(changed, module._moved(operation, strength, size))
+    with pytest.raises(AssertionError):
+        assert_shows(changed, module._moved(operation, -strength, size))
+
+
+def test_trivial_gives_a_warp_for_its_crop_and_one_for_its_operation(monkeypatch):
+    monkeypatch.setattr(module, "_OPERATIONS", {"Rotate": ((20.0,) * 31, True), "TranslateX": ((9.0,) * 31, True)})
+    generator = rng(4)
+    seen = 0
+    for _ in range(10):
+        pixels, (crop, operation) = vary(colours(144), "trivial", generator, size=(96, 96), view=(128.0, 128.0))
+        across, down = places(operation, (96, 96))
+        inside = (across > 0.03) & (across < 0.97) & (down > 0.03) & (down < 0.97)
+        for channel, (a, b, c) in zip(pixels[:2], crop, strict=True):
+            assert float((channel.float() / 255 - (a * across + b * down + c)).abs()[inside].max()) < 0.02
+        black = pixels[:2].sum(dim=0) == 0
+        assert not bool((black & inside).any())  # the corners come from nowhere, not from beside the crop
+        seen += int(black.sum())
+    assert seen
+
+
+def test_trivial_gives_one_warp_where_only_colours_change(monkeypatch):
+    monkeypatch.setattr(module, "_OPERATIONS", {"Posterize": ((8.0,) * 31, False)})
+    pixels, (warp,) = vary(colours(144), "trivial", rng(4), size=(96, 96), view=(128.0, 128.0))
+    assert_shows(pixels, warp)
+
+
+def test_map_moves_with_its_image_whatever_its_size():
+    mask = torch.arange(6 * 8, dtype=torch.uint8).view(6, 8)
+    mirrored = (-1.0, 0.0, 1.0), (0.0, 1.0, 0.0)
+    assert torch.equal(move_map(mask, mirrored, outside=255), mask.flip(1))
+    to_the_right = (1.0, 0.0, -0.25), (0.0, 1.0, 0.0)
+    moved = move_map(mask, to_the_right, outside=255)
+    assert torch.equal(moved[:, 2:], mask[:, :-2])
+    assert bool((moved[:, :2] == 255).all())
+    assert moved.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_augment_gives_the_pixels_of_vary(policy):
+    pixels, _ = vary(noise(), policy, rng(5), size=SIZE, view=VIEW)
+    assert torch.equal(pixels, augment(noise(), policy, rng(5), size=SIZE, view=VIEW))

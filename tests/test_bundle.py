@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from commands import files_in
+from torch import Tensor
 from toy_training import CONVNET, CPU, HEAD, MLP, TARGETS, VALIDATION, build, config, encode, objective, run, split
 
 from autoft.errors import ExportError
@@ -22,7 +23,7 @@ from autoft.export import bundle as bundle_module
 from autoft.export.bundle import Exported, Trained, bootstrap_error, example_inputs, export_bundle
 from autoft.files import load_tensors, read_json, sha256
 from autoft.runtime.image_classification import Bundle, read_image
-from autoft.specs import Sample
+from autoft.specs import Sample, Targets
 from autoft.train import predict
 
 LIMITS: dict[str, Any] = {"max_metric_drop": 0.0, "max_output_difference": 1e-3}
@@ -211,6 +212,22 @@ def test_example_has_two_rows_even_of_one_sample() -> None:
     assert pixels.shape == (2, 3, 16, 16)
     with pytest.raises(ExportError, match="names 2 inputs, but its preprocessing gives 1"):
         example_inputs(split(VALIDATION), replace(MLP, inputs=("pixel_values", "mask")))
+
+
+def test_bootstrap_of_masks_draws_fewer_rows_where_each_has_many_pixels() -> None:
+    drawn = []
+
+    def metrics(outputs: Tensor, encoded: Tensor, targets: Targets) -> dict[str, float]:
+        drawn.append(len(encoded))
+        return {"accuracy": float((outputs.argmax(dim=1) == encoded).double().mean())}
+
+    head = replace(objective("accuracy").head, metrics=metrics)
+    encoded = torch.zeros(400, 300, 300, dtype=torch.uint8)
+    encoded[:100] = 1
+    outputs = torch.tensor([1.0, 0.0])[:, None, None].expand(400, 2, 1, 1)
+    found = bootstrap_error(outputs, encoded, replace(objective("accuracy"), head=head))
+    assert set(drawn) == {22}  # two million pixels
+    assert found == pytest.approx(math.sqrt(0.25 * 0.75 / 400), rel=0.25)
 
 
 def test_standard_error_by_bootstrap_is_that_of_a_proportion() -> None:

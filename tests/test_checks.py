@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from autoft.errors import BackboneError
 from autoft.ragged import Ragged
 from autoft.runtime import image_classification
-from autoft.specs import Backbone, BackboneRequest, Head, Stage
+from autoft.specs import Backbone, BackboneRequest, FeatureMap, Head, Stage
 from autoft.tasks import multi_label, regression, tagging
 from autoft.testing import checks, toy
 from autoft.testing.checks import CHECKS, CheckFailed, kinds_to_check, run_checks
@@ -28,6 +28,7 @@ CONVNET: Backbone = toy.resolve(BackboneRequest("convnet", "none"))
 MLP: Backbone = toy.resolve(BackboneRequest("mlp", "none"))
 TEXT: Backbone = toy.resolve(BackboneRequest("text", "none"))
 SEQUENCE: Backbone = toy.resolve(BackboneRequest("text", "none", features="sequence"))
+MAPS: Backbone = toy.resolve(BackboneRequest("convnet", "none", features="maps"))
 TAGGING = tagging.head("tagging", "text", "")
 
 
@@ -63,6 +64,33 @@ def built(backbone: Backbone, mend: Callable[[nn.Module], object]) -> Backbone:
     return replace(backbone, build=build)
 
 
+class Finest(nn.Module):
+    """Classes of the places of the finest map, by one layer."""
+
+    def __init__(self, maps: tuple[FeatureMap, ...], labels: int) -> None:
+        super().__init__()
+        self.classes = nn.Conv2d(maps[0].channels, labels, 1)
+
+    def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
+        outputs: Tensor = self.classes(maps[0])
+        return outputs
+
+
+# for the kit; nothing is trained with it
+PLACES = replace(
+    HEAD,
+    name="places",
+    features="maps",
+    build=lambda maps, targets, knobs: Finest(maps, len(targets.labels)),
+    activation=lambda outputs: outputs.argmax(dim=1).to(torch.uint8),
+    answer="mask",
+    scores="classes",
+    examples=lambda: ["a", "b", "c"],
+    loss=lambda outputs, encoded, targets, knobs: HEAD.loss(outputs.mean((2, 3)), encoded, targets, knobs),
+    metrics=lambda outputs, encoded, targets: HEAD.metrics(outputs.mean((2, 3)), encoded, targets),
+)
+
+
 @pytest.mark.parametrize(
     ("backbone", "head"),
     [
@@ -71,6 +99,7 @@ def built(backbone: Backbone, mend: Callable[[nn.Module], object]) -> Backbone:
         (TEXT, HEAD),
         (TEXT, regression.head("numbers", None, "")),
         (SEQUENCE, TAGGING),
+        (MAPS, PLACES),
     ],
     ids=lambda given: given.name,
 )
@@ -234,7 +263,7 @@ def test_state_outside_the_module_is_caught() -> None:
     ("backbone", "message"),
     [
         (replace(CONVNET, feature_size=lambda module: 24), r"1 samples must be \(1, 24\), but are \(1, 16\)"),
-        (replace(CONVNET, features="cloud"), "must be one of pooled, sequence, but are 'cloud'"),
+        (replace(CONVNET, features="cloud"), "must be one of pooled, sequence, maps, but are 'cloud'"),
         (changed(CONVNET, lambda module, features, pixels: features[..., None]), r"but are \(1, 16, 1\)"),
         (changed(CONVNET, lambda module, features, pixels: features.squeeze(0)), r"must be \(1, 16\), but are \(16,\)"),
         (changed(CONVNET, lambda module, features, pixels: features / 0), "must be finite"),
@@ -246,6 +275,11 @@ def test_state_outside_the_module_is_caught() -> None:
         (replace(CONVNET, modality="text"), "the preprocessing of texts must be ragged, but is not"),
         (replace(SEQUENCE, build=TEXT.build), r"sequence features of 1 samples must be \(1, \d+, 16\), but are \(1, 16\)"),
         (replace(TEXT, build=SEQUENCE.build), r"pooled features of 1 samples must be \(1, 16\), but are \(1, \d+, 16\)"),
+        (
+            replace(MAPS, feature_size=lambda module: (FeatureMap(12, 2), FeatureMap(16, 8))),
+            r"must be \[\(1, 12, 8, 8\), \(1, 16, 2",
+        ),
+        (replace(MAPS, build=CONVNET.build), "must be a tuple of tensors, but are a Tensor"),
     ],
     ids=[
         "size",
@@ -261,11 +295,39 @@ def test_state_outside_the_module_is_caught() -> None:
         "not ragged",
         "not a sequence",
         "not pooled",
+        "stride",
+        "no tuple",
     ],
 )
 def test_features_that_break_their_promise_are_caught(backbone: Backbone, message: str) -> None:
     with pytest.raises(CheckFailed, match=message):
         checks.check_feature_shape(backbone)
+
+
+def test_map_that_depends_on_its_batch_is_caught() -> None:
+    def mend(module: nn.Module) -> None:
+        own = module.forward
+        module.forward = lambda images: tuple(one - one.mean(dim=0) for one in own(images))  # type: ignore[method-assign, assignment]
+
+    with pytest.raises(CheckFailed, match="must not depend on its batch"):
+        checks.check_feature_shape(built(MAPS, mend))
+
+
+def test_head_whose_targets_nobody_can_guess_must_give_examples() -> None:
+    with pytest.raises(CheckFailed, match=r"cannot make targets of places, whose answer is mask\nhint: give .*`examples`"):
+        checks.check_export_parity(MAPS, replace(PLACES, examples=None))
+
+
+def test_classes_of_the_graph_that_differ_are_caught() -> None:
+    calls: list[int] = []
+
+    def activation(outputs: Tensor) -> Tensor:
+        calls.append(1)  # the graph is traced first; what torch gives afterwards is another class
+        return outputs.argmax(dim=1).to(torch.uint8) + len(calls) // 4
+
+    checks.check_export_parity(MAPS, PLACES)
+    with pytest.raises(CheckFailed, match="classes of the graph may differ from torch's"):
+        checks.check_export_parity(MAPS, replace(PLACES, activation=activation))
 
 
 def test_features_that_depend_on_the_place_in_the_batch_are_caught() -> None:

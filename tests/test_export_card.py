@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autoft.export.card import model_card
@@ -39,8 +41,9 @@ MEASURED = {
 ROW = {"label": "stripes-0", "precision": 0.5, "recall": 0.25, "f1": 0.333, "support": 4}
 
 
-def card(report):
+def card(report, **changes):
     (head,) = toy.autoft_heads()
+    head = replace(head, **changes)
     backbone = toy.resolve(BackboneRequest("mlp", weights="none"))
     objective = Objective(head, head.describe(["stripes-0", "stripes-60"]), "accuracy")
     return model_card(backbone, objective, MEASURED, {"validation": report, "test": report}, FACTS)
@@ -57,3 +60,13 @@ def test_a_head_need_not_report_classes(report):
     text = card(report)
     assert "by class" not in text
     assert "| **accuracy** | 0.5000 | 0.5000 ± 0.1000 |" in text
+
+
+def test_masks_have_a_table_of_areas_and_words_of_their_own():
+    areas = [{"label": "stripes-0", "iou": 0.5, "recall": None}]
+    text = card({"areas": areas}, answer="mask", scores="classes")
+    assert "| class | iou | recall |\n|---|---|---|\n| stripes-0 | 0.5 | - |" in text
+    assert "pipeline_tag: image-segmentation" in text
+    assert "`logits` (N, K, h, w), and `classes` (N, H, W), uint8" in text
+    assert "It answers one of stripes-0, stripes-60 for every pixel" in text
+    assert "pipeline_tag: image-classification" in card({})

@@ -39,6 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "hub",
         "hf_files",
         "hf_models",
+        "timm_maps",
     ),
     ("confirm", "soup", "model", "mixing", "regularize", "averaging", "schedule", "gradients", "tokens", "loading"),
     ("train", "checkpoint", "knobs", "space", "prefix", "prefix_store", "resampling"),

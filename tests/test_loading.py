@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +13,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from toy_training import CONVNET, CPU, SAMPLES, encode, split
 
+from autoft.augment import move_map
 from autoft.batching import draw_order, even_batches
-from autoft.errors import DataError
+from autoft.errors import BackboneError, DataError
 from autoft.loading import FixedData
-from autoft.specs import Preprocessing, Sample
+from autoft.specs import BackboneRequest, Preprocessing, Sample
 from autoft.testing import toy
+
+MAPS = toy.resolve(BackboneRequest("convnet", "none", features="maps"))
 
 ROWS = [np.array([3, 0, 2]), np.array([47, 1]), np.array([5, 6, 7, 8])]
 
@@ -206,3 +211,54 @@ def test_even_batches_keep_every_sample_in_order_in_as_few_batches_as_possible(s
 @given(st.integers(2, 300), st.integers(3, 70))
 def test_no_batch_of_one_from_a_batch_size_of_three_on(samples: int, size: int) -> None:
     assert min(len(batch) for batch in even_batches(np.arange(samples), size)) > 1
+
+
+# --- targets that lie in the image ------------------------------------------------------------------
+
+
+def masked(policy: str) -> FixedData:
+    """Images whose left half is white, with a mask of that half."""
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:, :8] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    samples = [Sample(f"{number}", file.getvalue(), "", "") for number in range(6)]
+    masks = torch.zeros((6, 32, 32), dtype=torch.uint8)
+    masks[:, :, :16] = 1
+    whole = replace(MAPS.preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3)  # type: ignore[type-var]
+    return FixedData(samples, masks, whole, policy=policy, move=lambda target, warp: move_map(target, warp, outside=255))
+
+
+@pytest.mark.parametrize("policy", ["none", "light", "standard"])
+def test_targets_move_with_their_images(policy: str) -> None:
+    data = masked(policy)
+    (((images,), masks),) = data.batches([np.arange(6)], device=CPU, seed=(0, 1))
+    white = torch.nn.functional.interpolate(images, (32, 32))[:, 0] > 0.5
+    known = masks != 255
+    same = (white == (masks == 1)) | ~known
+    assert float(same.float().mean()) > 0.95
+    assert float(known.float().mean()) > 0.8
+    still = torch.equal(masks, torch.as_tensor(data.targets))
+    assert still == (policy == "none")
+    if not still:  # were they left where they are, this would be seen
+        unmoved = white == (torch.as_tensor(data.targets) == 1)
+        assert float(unmoved.float().mean()) < float(same.float().mean())
+
+
+def test_targets_of_a_row_are_the_same_in_any_batch_and_other_in_the_next_epoch() -> None:
+    data = masked("standard")
+    ((_, together),) = data.batches([np.arange(6)], device=CPU, seed=(0, 1))
+    ((_, alone),) = data.batches([np.array([4])], device=CPU, seed=(0, 1))
+    ((_, later),) = data.batches([np.arange(6)], device=CPU, seed=(0, 2))
+    assert torch.equal(alone[0], together[4])
+    assert not torch.equal(later, together)
+
+
+def test_targets_that_move_need_inputs_that_show_the_whole_image() -> None:
+    with pytest.raises(BackboneError, match="need inputs that show all of it"):
+        FixedData(SAMPLES, encode(SAMPLES), cropping(), move=lambda target, warp: target)
+    FixedData(SAMPLES, encode(SAMPLES), cropping())
+
+
+def cropping() -> Preprocessing:
+    return replace(CONVNET.preprocessing, resize=20)  # type: ignore[type-var]

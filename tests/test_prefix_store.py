@@ -30,7 +30,7 @@ from toy_training import (
 from autoft import prefix_store
 from autoft.builtin import timm as timm_family
 from autoft.builtin import transformers as transformers_family
-from autoft.loading import load_split
+from autoft.loading import FixedData, load_split
 from autoft.model import FineTuneModel, assemble
 from autoft.prefix_store import PrefixStore, Reuse
 from autoft.specs import Backbone, BackboneRequest, Sample
@@ -102,6 +102,16 @@ def test_reuse_is_declined_where_steps_change_the_inputs(changes: dict[str, Any]
     reuse, told = store.plan(build(), CONVNET, settings, split(TRAIN), split(VALIDATION), device=CPU, force=True)
     assert reuse is None
     assert told.startswith("declined: mixing, erasing or perturbing changes what frozen stages are given")
+
+
+@pytest.mark.parametrize("policy", ["none", "light"])
+def test_reuse_is_declined_where_targets_move_with_augmented_images(policy: str) -> None:
+    whole = replace(CONVNET, preprocessing=replace(CONVNET.preprocessing, resize=CONVNET.image_size))  # type: ignore[type-var]
+    train = FixedData(TRAIN, encode(TRAIN), whole.preprocessing, policy=policy, move=lambda target, warp: target)
+    store = PrefixStore(None, memory=1 << 30)
+    reuse, told = store.plan(build(), whole, config(freeze_depth=2), train, split(VALIDATION, whole), device=CPU, force=True)
+    assert (reuse is None) == (policy == "light")
+    assert told.startswith("declined: targets move") == (policy == "light")
 
 
 def test_views_repeat_what_was_drawn_and_otherwise_it_is_drawn_anew() -> None:

@@ -17,7 +17,16 @@ import pytest
 from autoft.errors import ExportError
 from autoft.export.script import load_script, script_source
 from autoft.runtime import image_classification, shared, text
-from autoft.runtime.shared import BundleError, Contract, InputError, answer_of, essence, plain_answer, read_bundle
+from autoft.runtime.shared import (
+    BundleError,
+    Contract,
+    InputError,
+    answer_of,
+    essence,
+    json_answer,
+    plain_answer,
+    read_bundle,
+)
 
 SCRIPTS = [image_classification, text]
 PACKAGES = {image_classification: {"numpy", "PIL", "onnxruntime"}, text: {"numpy", "tokenizers", "onnxruntime"}}
@@ -59,6 +68,44 @@ def test_script_of_a_third_party_is_copied_as_it_is(tmp_path: Path) -> None:
     assert script_source(file) == file.read_text()
     file.write_text("def main():\n    from autoft import errors\n")
     with pytest.raises(ExportError, match="must run without autoft, but its line 2 imports autoft"):
+        script_source(file)
+
+
+MASKS = """\"\"\"Mine.\"\"\"
+
+from __future__ import annotations
+
+from autoft.runtime.image_classification import ImageSource, read_image, resize_and_crop
+from autoft.runtime.shared import InputError
+
+
+class Bundle: ...
+
+
+def size(source: ImageSource) -> tuple[int, int]:
+    return read_image(source).size
+"""
+
+
+def test_script_takes_what_it_names_of_image_preprocessing_and_no_more(tmp_path: Path) -> None:
+    file = tmp_path / "script.py"
+    file.write_text(MASKS)
+    source = script_source(file)
+    assert imported(source) == {"numpy", "PIL"} | {"onnxruntime"}
+    held = definitions(source)
+    assert {"read_image", "resize_and_crop", "_to_rgb", "ImageError", "center_crop", "InputError", "size"} <= set(held)
+    assert not {"normalize", "check_preprocessing"} & set(held)
+    assert ast.unparse(ast.parse(source)).count("class Bundle:") == 1
+    (tmp_path / "predict.py").write_text(source)
+    script = load_script(tmp_path / "predict.py")
+    with pytest.raises(script.ImageError, match="no such file"):
+        script.size(tmp_path / "missing.png")
+
+
+def test_script_that_names_what_image_preprocessing_lacks_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "script.py"
+    file.write_text(MASKS.replace("resize_and_crop", "resize_and_drop"))
+    with pytest.raises(ExportError, match=r"image_classification.py must define .* has no resize_and_drop"):
         script_source(file)
 
 
@@ -161,3 +208,10 @@ def test_answer_in_one_line_and_what_of_it_must_be_the_same_everywhere(
 ) -> None:
     assert plain_answer(answer, 3) == plain
     assert essence(answer) == kept
+
+
+def test_answer_of_a_mask_is_told_by_its_shares() -> None:
+    answer = {"input": "a.png", "mask": np.zeros((2, 2), np.uint8), "shares": {"cat": 0.25, "dog": 0.0, "sky": 0.75}}
+    assert plain_answer(answer) == "cat 25.0%, sky 75.0%"
+    assert json.loads(json_answer(answer)) == {"input": "a.png", "shares": answer["shares"]}
+    assert essence(answer) == answer["shares"]

@@ -358,6 +358,19 @@ def test_words_leave_a_setting_out_or_take_it_in() -> None:
     assert not full.extra & {"mixup", "cutmix"}
 
 
+def test_targets_that_lie_in_the_image_have_no_mixup_and_no_cutmix() -> None:
+    places = replace(HEAD, move=lambda target, warp: target)
+    space, problems = build_space({}, places, (CONVNET,), (4,), augmentation="light", level="full")
+    assert problems == []
+    assert not {"mixup", "cutmix"} & space.extra
+    assert "erasing" in space.extra
+    _, problems = build_space({"mixup": 0.4}, places, (CONVNET,), (4,), augmentation="light")
+    assert [problem.message for problem in problems] == [
+        f"needs targets that are one for a whole image, but those of {HEAD.name} lie in it"
+    ]
+    assert build_space({"mixup": 0.4}, HEAD, (CONVNET,), (4,), augmentation="light")[1] == []
+
+
 def test_setting_without_effect_has_its_idle_value_so_that_equal_trainings_are_equal() -> None:
     space = space_of({"averaging": "search", "ema_decay": "search", "optimizer": "search", "momentum": "search"})
     found = [candidate.values for candidate in ask(space, 120)]

@@ -20,7 +20,8 @@ from autoft.errors import BackboneError, first_line, nearest
 from autoft.hookspecs import hookimpl
 from autoft.hub import find_file, require_torch_file
 from autoft.presets import Member, members_of
-from autoft.specs import Backbone, BackboneFamily, BackboneRequest, Stage
+from autoft.specs import Backbone, BackboneFamily, BackboneRequest, FeatureMap, Stage
+from autoft.timm_maps import INNER, MAPS, divisible, make_pyramid, maps_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,16 +130,22 @@ def resolve(request: BackboneRequest) -> Backbone:
             "name another tag or model, give `weights: PATH`, or `weights: none` to train from scratch",
         )
     size = choose_size(config, request)
-    preprocessing = from_timm_config(resolve_data_config({"input_size": (3, *size)}, pretrained_cfg=config))
+    if request.features == MAPS and request.image_size is None and not config.get("fixed_input_size"):
+        size = divisible(size)
+    wanted: dict[str, Any] = {"input_size": (3, *size)}
+    if request.features == MAPS:
+        wanted |= {"crop_pct": 1.0, "crop_mode": "squash"}  # whoever answers for places must see all of the image
+    preprocessing = from_timm_config(resolve_data_config(wanted, pretrained_cfg=config))
 
     def build() -> nn.Module:
-        return _build(request, config, source.file if source else None, size)
+        module = _build(request, config, source.file if source else None, size)
+        return make_pyramid(module, request.model, size) if request.features == MAPS else module
 
     return Backbone(
         name=f"timm/{request.model}",
         modality="image",
         weights=request.weights if source is None else str(source.file),
-        features="pooled",
+        features=MAPS if request.features == MAPS else "pooled",
         inputs=("pixel_values",),
         preprocessing=preprocessing,
         build=build,
@@ -180,6 +187,9 @@ def stages(module: nn.Module) -> tuple[Stage, ...]:
     """
     from timm.models import group_parameters
 
+    if maps_of(module):
+        inner = stages(module.get_submodule(INNER))
+        return tuple(Stage(one.name, tuple(f"{INNER}.{name}" for name in one.parameters)) for one in inner)
     if not hasattr(module, "group_matcher"):
         return _stages_by_module(module)
     matcher = module.group_matcher(coarse=False)  # type: ignore[operator]
@@ -187,14 +197,18 @@ def stages(module: nn.Module) -> tuple[Stage, ...]:
     return tuple(Stage(_stage_name(names), tuple(names)) for _, names in sorted(groups.items()))
 
 
-def feature_size(module: nn.Module) -> int:
+def feature_size(module: nn.Module) -> int | tuple[FeatureMap, ...]:
     """Return the width C of the pooled features `(N, C)`; some models widen them between the last stage and the head."""
+    if maps := maps_of(module):
+        return maps
     size: Any = getattr(module, "head_hidden_size", None) or module.num_features
     return int(size)
 
 
 def no_weight_decay(module: nn.Module) -> frozenset[str]:
     """Return the parameters that the model's authors do not decay, such as position embeddings."""
+    if maps_of(module):
+        return frozenset(f"{INNER}.{name}" for name in no_weight_decay(module.get_submodule(INNER)))
     named = getattr(module, "no_weight_decay", None)
     patterns = named() if callable(named) else ()
     # timm matches them as file name patterns: XCiT's `pos_embed.*`

@@ -38,6 +38,7 @@ from autoft.train import Objective, predict
 
 GOLDEN_TOLERANCE = 1e-3
 BOOTSTRAP_ROUNDS = 100  # gives the standard error to about 7 %
+BOOTSTRAP_PLACES, BOOTSTRAP_MASKS = 2_000_000, 20  # pixels, and rows at least: some tenths of a second a round
 BOOTSTRAP_ROWS = 5000  # a head computes all of its metrics, and AUROC sorts the rows for every class
 RECORDED_PACKAGES = (
     "autoft",
@@ -229,6 +230,8 @@ def bootstrap_error(outputs: Rows, encoded: Rows, objective: Objective) -> float
     """
     rng = np.random.default_rng(0)
     drawn = min(len(encoded), BOOTSTRAP_ROWS)
+    if isinstance(encoded, Tensor) and encoded.dim() > 2:  # masks, of which each row has many
+        drawn = min(drawn, max(BOOTSTRAP_MASKS, BOOTSTRAP_PLACES // encoded[0].numel()))
     values = []
     for _ in range(BOOTSTRAP_ROUNDS):
         rows = rng.integers(0, len(encoded), drawn)

@@ -79,7 +79,7 @@ def model_card(
     lines = [
         "---",
         "library_name: onnx",
-        f"pipeline_tag: {'token' if answer == 'entities' else words.one}-classification",
+        f"pipeline_tag: {_pipeline(answer, words)}",
         f"license: {backbone.licence or 'other'}",
         "tags: [autoft, onnx]",
         "---",
@@ -167,6 +167,13 @@ def _repeats(why_not: Sequence[str]) -> str:
     return f"The same study may give a slightly different model: {'; '.join(why_not)}."
 
 
+def _pipeline(answer: Answer, words: _Words) -> str:
+    """Return the Hugging Face hub's word for the task."""
+    if answer == "mask":
+        return "image-segmentation"
+    return f"{'token' if answer == 'entities' else words.one}-classification"
+
+
 def _into(answer: Answer, targets: Targets) -> str:
     """Return what the model makes of an input, after the name of its task."""
     count = len(targets.labels)
@@ -176,12 +183,16 @@ def _into(answer: Answer, targets: Targets) -> str:
         return f"of {count} number{'s' * (count != 1)} ({_shown(targets.labels)})"
     if answer == "entities":
         return f"with {count} tags ({_shown(targets.labels)})"
+    if answer == "mask":
+        return f"with {count} classes ({_shown(targets.labels)})"
     return f"into {count} classes"
 
 
 def _gives(objective: Objective) -> str:
     """Return what the graph gives."""
     head = objective.head
+    if head.answer == "mask":
+        return f"`logits` (N, K, h, w), and `{head.scores}` (N, H, W), uint8: the class of each pixel of the input"
     shape = "(N, T, K), a row a token, of which the first of each word counts" if head.answer == "entities" else "(N, K)"
     if head.scores is None:
         return f"`logits` {shape}: the numbers themselves, in the unit of the training targets"
@@ -196,6 +207,7 @@ def _limits(answer: Answer, targets: Targets, words: _Words, declared: Mapping[s
         "values": f"- It answers a number for any {words.one}, also for one like none that it was trained on.",
         "entities": f"- It knows no tags but {_shown(targets.labels)}, of words split as the training data's were; of raw "
         "text, `predict.py` takes runs of letters and digits, and every other character, as words.",
+        "mask": f"- It answers one of {_shown(targets.labels)} for every pixel, also for one of none of them.",
     }
     found = [lines[answer]]
     if answer == "values" and {"mean", "scale"} <= set(targets.values):
@@ -207,7 +219,7 @@ def _limits(answer: Answer, targets: Targets, words: _Words, declared: Mapping[s
             )
             + "."
         )
-    elif answer != "values":
+    elif answer not in ("values", "mask"):
         trust = "; log-loss above says how far to trust them" if answer == "label" else ""
         found.append(f"- Its scores are not calibrated beyond what training gave{trust}.")
     if "max_length" in declared:
@@ -247,17 +259,18 @@ def _about_validation(metric: str, samples: int, *, refitted: bool) -> str:
 
 def _by_class(report: Mapping[str, Any]) -> list[str]:
     """Return the section on the test split's classes, entity types or numbers; a head need not report any."""
-    for key, what in (("classes", "class"), ("entities", "entity type"), ("values", "number")):
+    for key, what in (("classes", "class"), ("entities", "entity type"), ("values", "number"), ("areas", "class")):
         if report.get(key):
-            table = _value_table(report[key]) if key == "values" else _class_table(report[key], key, what)
+            plain = key in ("values", "areas")
+            table = _value_table(report[key], what) if plain else _class_table(report[key], key, what)
             return [f"### Test split by {what}", "", *table, ""]
     return []
 
 
-def _value_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _value_table(rows: Sequence[Mapping[str, Any]], what: str) -> list[str]:
     names = [name for name in rows[0] if name != "label"]
     return [
-        f"| number | {' | '.join(names)} |",
+        f"| {what} | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",
         *(f"| {row['label']} | {' | '.join(_number(row.get(name)) for name in names)} |" for row in rows),
     ]

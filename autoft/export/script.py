@@ -5,17 +5,17 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from autoft import runtime
 from autoft.errors import BundleError, ExportError
-from autoft.runtime import shared
+from autoft.runtime import image_classification, shared
 from autoft.specs import Head
 
-SHARED = "autoft.runtime.shared"
+SHARED, IMAGES = "autoft.runtime.shared", "autoft.runtime.image_classification"
 RUNTIMES = {"image": "image_classification.py", "text": "text.py"}  # by the kind of preprocessing
 
 
@@ -39,18 +39,24 @@ def runtime_of(contract: Mapping[str, Any], head: Head) -> Path:
 def script_source(path: Path) -> str:
     """Return the source of a runtime script as one file that needs nothing of autoft.
 
-    The statement `from autoft.runtime.shared import ...` is replaced by what that module holds. A script without it is
-    returned as it is.
+    The statement `from autoft.runtime.shared import ...` is replaced by what that module holds. So is one that imports from
+    `autoft.runtime.image_classification`, by what it names of it and what that needs; it takes one from `shared` too.
+    A script without either is returned as it is.
 
     Raises:
         ExportError: It imports something else of autoft, which no bundle has.
     """
     source = path.read_text(encoding="utf-8")
     lines, body = source.splitlines(keepends=True), ast.parse(source).body
-    place = next((node for node in body if isinstance(node, ast.ImportFrom) and node.module == SHARED), None)
-    if place is not None:
-        assert place.end_lineno is not None  # of a parsed source, it is known
-        lines[place.lineno - 1 : place.end_lineno] = [_without_head(Path(shared.__file__).read_text(encoding="utf-8"))]
+    places = [node for node in body if isinstance(node, ast.ImportFrom) and node.module in (SHARED, IMAGES)]
+    texts = []
+    for place in sorted(places, key=lambda node: node.module != SHARED):  # of which the others are made
+        if place.module == SHARED:
+            texts.append(_without_head(Path(shared.__file__).read_text(encoding="utf-8")))
+        else:
+            texts.append(_only(Path(image_classification.__file__), [alias.name for alias in place.names]))
+    for place in reversed(places):  # from the end, so that the numbers of the lines before stay right
+        lines[place.lineno - 1 : place.end_lineno] = texts if place is places[0] else []
     made = "".join(lines)
     for node in ast.walk(ast.parse(made)):
         if not isinstance(node, ast.Import | ast.ImportFrom):
@@ -59,6 +65,50 @@ def script_source(path: Path) -> str:
         if any(name.split(".")[0] == "autoft" for name in names):
             raise ExportError(f"{path} must run without autoft, but its line {node.lineno} imports {', '.join(names)}")
     return made
+
+
+def _only(path: Path, names: Sequence[str]) -> str:
+    """Return what of a module defines some names, with what that needs of it, and with what it imports beside autoft's own.
+
+    Raises:
+        ExportError: It does not define one of them.
+    """
+    source = path.read_text(encoding="utf-8")
+    lines, body = source.splitlines(keepends=True), ast.parse(source).body
+    owners = {name: node for node in body for name in _defined(node)}
+    unknown = [name for name in names if name not in owners]
+    if unknown:
+        raise ExportError(f"{path.name} must define what a runtime script imports of it, but has no {', '.join(unknown)}")
+    needed, waiting = set[ast.stmt](), list(names)
+    while waiting:
+        node = owners[waiting.pop()]
+        if node not in needed:
+            needed.add(node)
+            waiting += [one.id for one in ast.walk(node) if isinstance(one, ast.Name) and one.id in owners]
+    kept = [node for node in body if node in needed or _imports(node)]
+    return "\n".join("".join(lines[_start(node) - 1 : node.end_lineno]) for node in kept)
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    """Return the names that a statement of a module binds, imports aside."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _imports(node: ast.stmt) -> bool:
+    """Return whether a statement imports something that is not autoft's, for use or for types."""
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    if isinstance(node, ast.ImportFrom):
+        return node.module not in ("__future__", SHARED)
+    return isinstance(node, ast.Import)
+
+
+def _start(node: ast.stmt) -> int:
+    decorators = node.decorator_list if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 
 def _without_head(source: str) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MODEL = "onnx/model.onnx"
 SECONDS = 600.0  # that a batch may take: a graph from elsewhere may hold a loop without end
-ANSWERS = ("label", "labels", "values", "entities")
+ANSWERS = ("label", "labels", "values", "entities", "mask")
 
 
 class BundleError(ValueError):
@@ -46,7 +46,7 @@ class Contract(NamedTuple):
     Attributes:
         folder: The bundle.
         labels: Names of the outputs, in their order.
-        answer: What an answer is: one `label`, any number of `labels`, `values`, or `entities`.
+        answer: What an answer is: one `label`, any number of `labels`, `values`, `entities`, or a `mask`.
         values: Numbers that answers need, such as `thresholds`, one for each label; and what else the task keeps.
         outputs: Names of the graph's outputs: `logits`, and of what scores there are.
         preprocessing: How inputs become tensors.
@@ -213,13 +213,15 @@ class Model:
                 f"{path}: must take {', '.join(inputs)} and give {' and '.join(contract.outputs)}, "
                 f"but it is {', '.join(names)} -> {', '.join(shapes)}"
             )
-        axes = 3 if contract.answer == "entities" else 2
-        for name in contract.outputs:
+        is_mask = contract.answer == "mask"
+        axes, each = (4, 1) if is_mask else (3 if contract.answer == "entities" else 2, -1)
+        for number, name in enumerate(contract.outputs):
             shape = shapes[name]
-            if shape and len(shape) != axes:
-                raise BundleError(f"{path}: {name} must have {axes} axes, but has {len(shape)}")
-            if shape and isinstance(shape[-1], int) and shape[-1] != len(contract.labels):
-                raise BundleError(f"{path}: has {shape[-1]} outputs, but autoft.json has {len(contract.labels)} labels")
+            given = axes - 1 if is_mask and number else axes  # of a mask, the second output is the classes themselves
+            if shape and len(shape) != given:
+                raise BundleError(f"{path}: {name} must have {given} axes, but has {len(shape)}")
+            if shape and given == axes and isinstance(shape[each], int) and shape[each] != len(contract.labels):
+                raise BundleError(f"{path}: has {shape[each]} outputs, but autoft.json has {len(contract.labels)} labels")
         self.seconds = SECONDS
         self._path = path
         self._names = list(contract.outputs)
@@ -335,13 +337,15 @@ def plain_answer(answer: Mapping[str, Any], width: int = 0) -> str:
         return f"{answer['value']:.6g}"
     if "values" in answer:
         return ", ".join(f"{name} {value:.6g}" for name, value in answer["values"].items())
+    if "shares" in answer:
+        return ", ".join(f"{name} {share:.1%}" for name, share in answer["shares"].items() if share)
     found = (f"{e['label']} {e['text']!r} {e['start']}-{e['end']} {e['score']:.4f}" for e in answer["entities"])
     return "; ".join(found) or "(none)"
 
 
 def json_answer(answer: Mapping[str, Any]) -> str:
     """Return an answer as one line of JSON, with the scores of the labels that it gives, but not of all."""
-    shown = {name: value for name, value in answer.items() if name != "scores"}
+    shown = {name: value for name, value in answer.items() if name not in ("scores", "mask")}
     if "labels" in answer:
         shown["scores"] = {label: answer["scores"][label] for label in answer["labels"]}
     return json.dumps(shown)
@@ -354,7 +358,7 @@ def essence(answer: Mapping[str, Any]) -> Any:
     """Return what of an answer must be the same everywhere, JSON-ready: all but scores, which are compared as arrays."""
     if "entities" in answer:
         return [[entity["label"], entity["start"], entity["end"]] for entity in answer["entities"]]
-    return next((answer[name] for name in ("label", "labels", "value", "values") if name in answer), None)
+    return next((answer[name] for name in ("label", "labels", "value", "values", "shares") if name in answer), None)
 
 
 def check_golden(
@@ -367,7 +371,8 @@ def check_golden(
     """Replay a bundle's golden inputs through this machine's runtime.
 
     Differences of `values` count in standard deviations of the training targets, where the contract has their `scale`;
-    outputs for parts of a text count where its `attention_mask` is 1.
+    outputs for parts of a text count where its `attention_mask` is 1. Of classes (whole numbers) the share that differs
+    counts: where two are as likely, rounding decides.
 
     Args:
         contract: The bundle's.
@@ -408,6 +413,9 @@ def check_golden(
         if values.shape != stored[name].shape or values.dtype != stored[name].dtype:
             raise _misfit(folder, name, values, stored[name])
         apart = np.abs(values.astype(np.float64) - stored[name])
+        if name not in inputs and values.dtype.kind in "ui":
+            differences[name] = float((apart != 0).mean())
+            continue
         if name == "logits" and "scale" in contract.values:
             apart = apart / np.maximum(contract.values["scale"], sys.float_info.min)
         if name not in inputs and apart.ndim > 2 and "attention_mask" in stored:
@@ -425,9 +433,9 @@ def _misfit(folder: Path, name: str, wanted: NDArray[Any], found: NDArray[Any]) 
 
 
 def _same(found: Any, wanted: Any, contract: Contract, tolerance: float) -> bool:
-    if contract.answer != "values":
+    if contract.answer not in ("values", "mask"):
         return bool(found == wanted)
-    pairs = [(found, wanted)] if len(contract.labels) == 1 else []
+    pairs = [(found, wanted)] if len(contract.labels) == 1 and contract.answer == "values" else []
     if not pairs:
         if not isinstance(found, dict) or not isinstance(wanted, dict) or set(found) != set(wanted):
             return False

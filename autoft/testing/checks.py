@@ -20,6 +20,7 @@ from autoft.testing.kit import (
     TOLERANCE,
     CheckFailed,
     distance,
+    feature_tensors,
     identical,
     make_inputs,
     make_longest,
@@ -35,7 +36,7 @@ from autoft.testing.text_checks import check_bundle_inputs, check_decoding, chec
 from autoft.testing.training_checks import CHECKS as TRAINING_CHECKS
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 __all__ = [
     "CHECKS",
@@ -64,7 +65,7 @@ __all__ = [
     "run_checks",
 ]  # fmt: skip
 
-FEATURE_DIMENSIONS = {"pooled": 2, "sequence": 3}
+FEATURE_DIMENSIONS = {"pooled": 2, "sequence": 3, "maps": 4}
 EXPORT_BATCHES = (1, 2, 7)  # traced with 2; 1 is what servers send most, 7 is neither a power of two nor the trace
 BATCH = 4
 
@@ -126,8 +127,9 @@ def kinds_to_check(resolve: Callable[[str], Backbone], heads: Iterable[Head]) ->
         BackboneError: It cannot be resolved, or no head takes it.
     """
     kinds = [resolve("pooled")]
-    with contextlib.suppress(BackboneError):  # it may have no other kind; why the first fails is raised above
-        kinds.append(resolve("sequence"))
+    for features in ("sequence", "maps"):
+        with contextlib.suppress(BackboneError):  # it may have no other kind; why the first fails is raised above
+            kinds.append(resolve(features))
     found: dict[str, tuple[Backbone, Head]] = {}
     for backbone in kinds:
         for head in heads:
@@ -212,10 +214,11 @@ def check_frozen_stages_do_not_change(backbone: Backbone) -> None:
         training = module(*inputs)
         model.eval()
         evaluation = module(*inputs)
-    if not torch.equal(training, evaluation):
+    pairs = list(zip(feature_tensors(training), feature_tensors(evaluation), strict=True))
+    if not all(torch.equal(one, other) for one, other in pairs):
         raise CheckFailed(
             f"{backbone.name}: with all stages frozen, training mode must give the features of evaluation, but they differ "
-            f"by {float((training - evaluation).abs().max()):.3g}",
+            f"by {max(float((one - other).abs().max()) for one, other in pairs):.3g}",
             "let dropout follow `self.training` of a module inside the stage",
         )
 
@@ -251,7 +254,8 @@ def check_builds_share_nothing(backbone: Backbone) -> None:
             f"{backbone.name}: training one build must leave others as they were, but {changed[0]} moved", hint
         )
     with torch.no_grad():
-        if not torch.equal(second(*inputs), features):
+        again = zip(feature_tensors(second(*inputs)), feature_tensors(features), strict=True)
+        if not all(torch.equal(one, other) for one, other in again):
             raise CheckFailed(f"{backbone.name}: training one build must leave others alone, but their features moved", hint)
 
 
@@ -269,30 +273,44 @@ def check_feature_shape(backbone: Backbone) -> None:
             f"{backbone.name}: features must be one of {', '.join(FEATURE_DIMENSIONS)}, but are {backbone.features!r}"
         )
     module = backbone.build().eval()
-    size = backbone.feature_size(module)
     inputs = make_inputs(backbone, 3)
     with torch.inference_mode():
         found = {count: module(*(item[:count] for item in inputs)) for count in (1, 3)}
     for count, features in found.items():
-        if not isinstance(features, torch.Tensor):
-            raise CheckFailed(f"{backbone.name}: features must be a tensor, but are a {type(features).__name__}")
-        shape = (count, size) if wanted == 2 else (count, inputs[0].shape[1], size)
-        if tuple(features.shape) != shape:
+        given = features if wanted == 4 and isinstance(features, tuple) else (features,)
+        strange = next((item for item in given if not isinstance(item, torch.Tensor)), None)
+        if strange is not None or (wanted == 4 and not isinstance(features, tuple)):
+            kind, what = ("a tuple of tensors", features) if wanted == 4 else ("a tensor", strange)
+            raise CheckFailed(f"{backbone.name}: features must be {kind}, but are a {type(what).__name__}")
+        shapes, shown = _promised_shapes(backbone, module, count, inputs), [tuple(item.shape) for item in given]
+        if shown != shapes:
+            one = wanted != 4
             raise CheckFailed(
-                f"{backbone.name}: {backbone.features} features of {count} samples must be {shape}, but are "
-                f"{tuple(features.shape)}",
+                f"{backbone.name}: {backbone.features} features of {count} samples must be {shapes[0] if one else shapes}, "
+                f"but are {shown[0] if one else shown}",
                 "mend `feature_size`, or pool in the module" if wanted == 2 else "mend `feature_size`, or do not pool",
             )
-        if not features.is_floating_point() or not bool(torch.isfinite(features).all()):
-            raise CheckFailed(
-                f"{backbone.name}: features must be finite floating-point numbers, but are not, as {features.dtype}"
-            )
-    apart = distance(found[3][:1], found[1])
+        for item in given:
+            if not item.is_floating_point() or not bool(torch.isfinite(item).all()):
+                raise CheckFailed(
+                    f"{backbone.name}: features must be finite floating-point numbers, but are not, as {item.dtype}"
+                )
+    both = zip(feature_tensors(found[3]), feature_tensors(found[1]), strict=True)
+    apart = max(distance(item[:1], alone) for item, alone in both)
     if not apart <= TOLERANCE:
         raise CheckFailed(
             f"{backbone.name}: a sample's features must not depend on its batch, but move by {apart:.3g} with neighbours",
             "compute nothing over the batch axis in evaluation",
         )
+
+
+def _promised_shapes(backbone: Backbone, module: nn.Module, count: int, inputs: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+    """Return the shapes of the features of so many samples, as the backbone declares them."""
+    size = backbone.feature_size(module)
+    if not isinstance(size, tuple):
+        return [(count, size) if backbone.features == "pooled" else (count, inputs[0].shape[1], size)]
+    height, width = inputs[0].shape[-2:]
+    return [(count, each.channels, height // each.stride, width // each.stride) for each in size]
 
 
 def check_batch_order(backbone: Backbone) -> None:
@@ -306,9 +324,9 @@ def check_batch_order(backbone: Backbone) -> None:
     module = backbone.build().eval()
     inputs = make_inputs(backbone, BATCH)
     with torch.inference_mode():
-        there = module(*inputs)
-        back = module(*(item.flip(0) for item in inputs)).flip(0)
-    apart = distance(back, there)
+        there = feature_tensors(module(*inputs))
+        back = [item.flip(0) for item in feature_tensors(module(*(item.flip(0) for item in inputs)))]
+    apart = max(distance(one, other) for one, other in zip(back, there, strict=True))
     if not apart <= TOLERANCE:
         raise CheckFailed(
             f"{backbone.name}: a sample's features must not depend on its place in the batch, but move by {apart:.3g} where "

@@ -111,13 +111,19 @@ def make_longest(backbone: Backbone) -> tuple[Tensor, ...]:
 
 
 def make_targets(head: Head) -> list[Any]:
-    """Return raw targets of three samples, of the kind that the head's answers need."""
+    """Return raw targets of three samples: the head's own examples, or those of the kind that its answers need."""
+    if head.examples is not None:
+        return list(head.examples())
     targets: dict[str, list[Any]] = {
         "label": list(CLASSES),
         "labels": [(CLASSES[0],), CLASSES[:2], CLASSES[2:]],
         "values": [(0.0,), (1.0,), (2.5,)],
         "entities": [("B-a", "I-a", "O"), ("O",), ("B-b", "O")],
     }
+    if head.answer not in targets:
+        raise CheckFailed(
+            f"the kit cannot make targets of {head.name}, whose answer is {head.answer}", "give the head `examples`"
+        )
     return targets[head.answer]
 
 
@@ -137,12 +143,26 @@ def make_raw(backbone: Backbone, head: Head, count: int) -> list[Sample]:
 
 
 def with_linear(backbone: Backbone, module: nn.Module) -> FineTuneModel:
-    """Put a linear layer on top of a built backbone."""
+    """Put a linear layer on top of a built backbone; of `maps`, on the means of all of them."""
+    import torch
     from torch import nn
 
     from autoft.model import FineTuneModel
 
-    return FineTuneModel(module, nn.Linear(backbone.feature_size(module), len(CLASSES)), backbone.stages(module))
+    class Means(nn.Module):
+        def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
+            return torch.cat([item.mean(dim=(2, 3)) for item in maps], dim=1)
+
+    size = backbone.feature_size(module)
+    if not isinstance(size, tuple):
+        return FineTuneModel(module, nn.Linear(size, len(CLASSES)), backbone.stages(module))
+    linear = nn.Linear(sum(each.channels for each in size), len(CLASSES))
+    return FineTuneModel(module, nn.Sequential(Means(), linear), backbone.stages(module))
+
+
+def feature_tensors(features: Any) -> list[Tensor]:
+    """Return features as a list of tensors: each of the `maps`, or the only one."""
+    return list(features) if isinstance(features, tuple) else [features]
 
 
 def train(model: FineTuneModel, inputs: tuple[Tensor, ...]) -> list[str]:
@@ -154,7 +174,9 @@ def train(model: FineTuneModel, inputs: tuple[Tensor, ...]) -> list[str]:
     model.train()
     for _ in range(STEPS):
         optimizer.zero_grad(set_to_none=True)
-        outputs = model(*inputs).flatten(0, -2)
+        outputs = model(*inputs)
+        # of answers for places, the places are rows as those of texts are
+        outputs = outputs.movedim(1, -1).flatten(0, -2) if outputs.dim() == 4 else outputs.flatten(0, -2)
         wanted = torch.arange(len(outputs)) % outputs.shape[-1]
         F.cross_entropy(outputs, wanted).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -184,9 +206,14 @@ def identical(one: Tensor, other: Tensor) -> bool:
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference, in units of the largest value where that is above 1; infinite for other shapes."""
+    """Return the largest difference, in units of the largest value where that is above 1; infinite for other shapes.
+
+    Of whole numbers, such as classes, it is the share that differs.
+    """
     if found.shape != wanted.shape:
         return float("inf")
+    if not found.is_floating_point():
+        return float((found != wanted).double().mean())
     return float((found - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
 
 

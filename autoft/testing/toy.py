@@ -25,6 +25,7 @@ from autoft.specs import (
     BackboneRequest,
     Choice,
     DataFormat,
+    FeatureMap,
     Head,
     Knob,
     Range,
@@ -50,6 +51,7 @@ SMALLEST_SIZE = 8
 IMAGE_MODELS = ("convnet", "mlp")
 TEXT_MODELS = ("text",)
 MODELS = IMAGE_MODELS + TEXT_MODELS
+TOY_MAPS = (FeatureMap(12, 2), FeatureMap(16, 4))  # of toy/convnet
 PRETRAINED_SEED = 20240229
 STRIPES_SUFFIX = ".stripes.json"
 
@@ -106,6 +108,7 @@ def _image_backbone(request: BackboneRequest, citation: str | None) -> Backbone:
 
     if request.max_length is not None:
         raise BackboneError(f"toy/{request.model} takes images, which have no max_length", "leave max_length out")
+    maps = request.features == "maps" and request.model == "convnet"
     side = request.image_size or IMAGE_SIZE
     if side < SMALLEST_SIZE:
         raise BackboneError(f"image_size must be at least {SMALLEST_SIZE} for toy/{request.model}, but got {side}")
@@ -113,18 +116,18 @@ def _image_backbone(request: BackboneRequest, citation: str | None) -> Backbone:
         name=f"toy/{request.model}",
         modality="image",
         weights=request.weights,
-        features="pooled",
+        features="maps" if maps else "pooled",
         inputs=("pixel_values",),
         preprocessing=ImagePreprocessing(
             size=(side, side),
-            resize=side,
+            resize=(side, side) if maps else side,
             interpolation="bilinear",
             mean=(0.5, 0.5, 0.5),
             std=(0.25, 0.25, 0.25),
         ),
         build=lambda: _build(request),
         stages=stages,
-        feature_size=lambda module: 16,
+        feature_size=lambda module: TOY_MAPS if maps else 16,
         licence="apache-2.0",
         citation=citation,
         config={"model_type": "autoft_toy", "architecture": request.model},
@@ -167,7 +170,8 @@ def _build(request: BackboneRequest) -> nn.Module:
     from autoft.files import load_tensors
 
     text = partial(toy_text.make_encoder, pooled=request.features != "sequence")
-    makers: dict[str, Callable[[], nn.Module]] = {"convnet": _convnet, "mlp": _mlp, "text": text}
+    image = _pyramid if request.features == "maps" else _convnet
+    makers: dict[str, Callable[[], nn.Module]] = {"convnet": image, "mlp": _mlp, "text": text}
     make = makers[request.model]
     if request.weights == "none":
         return make()
@@ -203,6 +207,27 @@ def _convnet() -> nn.Module:
     layers["pool"] = nn.AdaptiveAvgPool2d(1)
     layers["flatten"] = nn.Flatten()
     return nn.Sequential(layers)
+
+
+def _pyramid() -> nn.Module:
+    """Make the stages of `_convnet`, which give two maps: (N, 12, H/2, W/2) and (N, 16, H/4, W/4)."""
+    from torch import nn
+
+    class Pyramid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, child in _convnet().named_children():
+                if any(True for _ in child.parameters()):
+                    self.add_module(name, child)
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            found = []
+            for name, child in self.named_children():
+                images = child(images)
+                found += [images] if name in ("stage1", "stage3") else []
+            return tuple(found)
+
+    return Pyramid()
 
 
 def _mlp() -> nn.Module:
