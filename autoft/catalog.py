@@ -134,7 +134,7 @@ class Catalog:
         return tuple(names)
 
     def detect_data(self, path: Path) -> DataFormat:
-        """Return the one data format that claims a path.
+        """Return the one data format that claims a path; a looser one gives way to those that go before it.
 
         Raises:
             DataError: If no format claims it, or several do.
@@ -145,6 +145,8 @@ class Catalog:
             for name, known in sorted(self.data.items())
             if self._call("data", name, "detect", functools.partial(known.detect, path))
         ]
+        giving_way = {name for claim in claims for name in self.data[claim].before}
+        claims = [name for name in claims if name not in giving_way] or claims
         if len(claims) == 1:
             return self.data[claims[0]]
         if claims:

@@ -164,6 +164,15 @@ def test_data_of_no_format_lists_formats_and_broken_plugins(tmp_path: Path) -> N
     assert "plugin foo (foo-pkg 1.0) is broken" in caught.value.message
 
 
+def test_looser_format_gives_way_to_those_that_go_before_it(tmp_path: Path) -> None:
+    pairs = replace(form("pairs", Path.is_dir), before=("folder", "unknown"))
+    assert catalog(form("folder", Path.is_dir), pairs).detect_data(tmp_path).name == "pairs"
+    shy = replace(pairs, detect=Path.is_file)  # it must claim the path itself
+    assert catalog(form("folder", Path.is_dir), shy).detect_data(tmp_path).name == "folder"
+    with pytest.raises(DataError, match="looks like 2"):  # each before the other: neither wins
+        catalog(replace(form("folder", Path.is_dir), before=("pairs",)), pairs).detect_data(tmp_path)
+
+
 def test_data_of_several_formats_asks_which(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"looks like 2: a .plugin own .*, b") as caught:
         catalog(form("a", Path.is_dir), form("b", Path.is_dir)).detect_data(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autoft.export.card import model_card
@@ -57,3 +59,16 @@ def test_a_head_need_not_report_classes(report):
     text = card(report)
     assert "by class" not in text
     assert "| **accuracy** | 0.5000 | 0.5000 ± 0.1000 |" in text
+
+
+def test_card_of_audio_speaks_of_clips_and_of_images_does_not():
+    (head,) = toy.autoft_heads()
+    image = toy.resolve(BackboneRequest("mlp", weights="none"))
+    objective = Objective(head, head.describe(["a", "b"]), "accuracy")
+    texts = [
+        model_card(each, objective, MEASURED, {"validation": {}, "test": {}}, FACTS)
+        for each in (replace(image, modality="audio"), image)
+    ]
+    assert ["pipeline_tag: audio-classification" in text for text in texts] == [True, False]
+    assert ["predict.py CLIP" in text for text in texts] == [True, False]
+    assert ["transformers.js" in text for text in texts] == [False, True]
