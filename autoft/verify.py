@@ -134,7 +134,7 @@ Names = Annotated[list[Name], Field(min_length=1)]
 
 class _Backbone(_Part):
     name: Name
-    weights: str
+    weights: str | None
     licence: str | None
 
 

@@ -1,4 +1,4 @@
-"""The data format `audio-folder`: a folder of clips for each class, or clips and a `metadata.csv` that says what they are."""
+"""The data format `audio-folder`: a folder of clips for each class, or clips beside a `metadata.csv` that names them."""
 
 from __future__ import annotations
 

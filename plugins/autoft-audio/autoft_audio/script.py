@@ -1,7 +1,7 @@
 """Runs an autoft bundle for audio with onnxruntime, numpy and soxr; soundfile reads what is not plain WAV.
 
-It becomes the `predict.py` of such a bundle, and training reads clips with these same functions. It imports nothing of autoft
-or torch; Python 3.10 will do.
+It becomes the `predict.py` of such a bundle, and training reads clips with these same functions. It imports nothing of
+autoft or torch; Python 3.10 will do.
 
     python predict.py clip.wav other.flac --json
 """
@@ -128,7 +128,7 @@ def check_preprocessing(preprocessing: Mapping[str, Any]) -> None:
     """
     if set(preprocessing) != {"kind", "rate", "samples"} or preprocessing["kind"] != "audio":
         raise ValueError(
-            f"preprocessing: must be of kind 'audio' with `rate` and `samples`, but got {dict(preprocessing)!r}"
+            f"preprocessing: must be kind 'audio', `rate` and `samples`, but got {dict(preprocessing)!r}"
         )
     for name, most in (("rate", MOST_RATE), ("samples", BASE * BASE - 1)):
         value = preprocessing[name]
