@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 [ -x .venv/bin/python ] || python3 -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -e plugins/autoft-peft
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -e plugins/autoft-peft -e plugins/autoft-audio
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

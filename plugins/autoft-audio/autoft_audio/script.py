@@ -127,9 +127,7 @@ def check_preprocessing(preprocessing: Mapping[str, Any]) -> None:
         ValueError: Naming the rule and the value.
     """
     if set(preprocessing) != {"kind", "rate", "samples"} or preprocessing["kind"] != "audio":
-        raise ValueError(
-            f"preprocessing: must be kind 'audio', `rate` and `samples`, but got {dict(preprocessing)!r}"
-        )
+        raise ValueError(f"preprocessing: must be kind 'audio', `rate` and `samples`, but got {dict(preprocessing)!r}")
     for name, most in (("rate", MOST_RATE), ("samples", BASE * BASE - 1)):
         value = preprocessing[name]
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
