@@ -106,4 +106,4 @@ def _config(model: str) -> dict[str, Any]:
     import timm
 
     found = timm.get_pretrained_cfg(model)
-    return found.to_dict() if found is not None else {}
+    return dict(found.to_dict()) if found is not None else {}  # type: ignore[no-untyped-call]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autoft import hf_models
 from autoft.errors import BackboneError, first_line
+from autoft.hf_files import quiet
 from autoft.specs import Backbone, BackboneRequest, Stage
 from autoft_audio.spectrogram import standardize
 from autoft_audio.waveform import NAMES, RATE, AudioPreprocessing, examples
@@ -99,7 +100,7 @@ def resolve(request: BackboneRequest) -> Backbone:
 
 
 def _read(request: BackboneRequest) -> _Source:
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     name = f"{FAMILY}/{request.model}"
     folder = Path(request.model).expanduser()
@@ -127,9 +128,9 @@ def _build(request: BackboneRequest, source: _Source) -> nn.Module:
     config = AutoConfig.for_model(content.pop("model_type"), **content)
     where = source.name.removeprefix(f"{FAMILY}/")
     try:
-        with hf_models.quiet():
+        with quiet():
             if request.weights == "none":
-                model = AutoModel.from_config(config, attn_implementation="eager")
+                model = AutoModel.from_config(config, attn_implementation="eager")  # type: ignore[no-untyped-call]
                 missing: list[str] = []
             else:
                 model, info = AutoModel.from_pretrained(

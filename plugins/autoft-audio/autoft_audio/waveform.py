@@ -155,7 +155,8 @@ def mask_bands(sound: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def add_noise(sound: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Add white noise, some decibels below the sound."""
     level = float(np.sqrt(np.mean(np.square(sound)))) * 10 ** (-rng.uniform(*SNR) / 20)
-    return sound + rng.standard_normal(len(sound), dtype=np.float32) * np.float32(level)
+    noisy: np.ndarray = sound + rng.standard_normal(len(sound), dtype=np.float32) * np.float32(level)
+    return noisy
 
 
 def examples(count: int) -> list[bytes]:

@@ -90,6 +90,7 @@ def test_other_than_wav_asks_for_soundfile(monkeypatch: pytest.MonkeyPatch) -> N
         (wav(np.zeros(0)), "no samples"),
         (wav(np.array([0.0, np.nan]), subtype="FLOAT"), "not finite"),
     ],
+    ids=["no audio", "empty", "not finite"],
 )
 def test_what_is_no_sound_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(script.AudioError, match=message):
