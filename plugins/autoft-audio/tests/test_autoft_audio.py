@@ -304,7 +304,7 @@ def test_kit_catches_a_model_that_mixes_up_its_rows() -> None:
         feature_size=lambda module: good.feature_size(module.inner),  # type: ignore[arg-type]
     )
     failed = [result.id for result in run_checks(bad, CLASSIFICATION) if not result.passed]
-    assert "batch-order" in failed
+    assert "feature-shape" in failed
 
 
 def test_suggestions_are_for_audio_and_small_enough() -> None:
