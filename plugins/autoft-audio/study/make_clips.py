@@ -20,13 +20,13 @@ WORDS = (
     *("bravo", "delta", "echo", "foxtrot", "hotel", "india", "kilo", "lima", "mike", "november", "oscar", "papa"),
     *("quebec", "romeo", "sierra", "tango", "victor", "whiskey", "yankee", "zulu", "yes", "no", "stop", "go"),
 )
-ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-029", "en-gb-x-rp", "en-gb-x-gbclan")
+ACCENTS = ("en-us", "en", "en-gb-scotland", "en-029", "en-gb-x-rp", "en-gb-x-gbclan")
 # (accent, variant of the voice, split): 4 voices to learn from, 2 to choose by, 6 to be tested on
 SPEAKERS = (
-    *(("en-us", "m1", "train"), ("en-gb", "f2", "train"), ("en-us", "m3", "train"), ("en-gb-scotland", "f1", "train")),
-    *(("en-gb", "m2", "validation"), ("en-us", "f3", "validation")),
+    *(("en-us", "m1", "train"), ("en", "f2", "train"), ("en-us", "m3", "train"), ("en-gb-scotland", "f1", "train")),
+    *(("en", "m2", "validation"), ("en-us", "f3", "validation")),
     *(("en-029", "m4", "test"), ("en-gb-x-rp", "f4", "test"), ("en-gb-x-gbclan", "m5", "test")),
-    *(("en-us", "klatt", "test"), ("en-gb", "croak", "test"), ("en-gb-scotland", "whisper", "test")),
+    *(("en-us", "klatt", "test"), ("en", "croak", "test"), ("en-gb-scotland", "whisper", "test")),
 )
 OTHERS = tuple(itertools.product(ACCENTS[:3], ("m6", "m7", "f5", "m8", "m1", "f1")))
 MANNERS = ((130, 35), (150, 50), (175, 60), (210, 70))  # words a minute, and pitch of 0 to 99
