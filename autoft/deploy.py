@@ -61,7 +61,7 @@ def open_bundle(folder: Path, catalog: Catalog, *, variant: str = "fp32") -> Ope
     """
     contract = read_contract(folder)
     head = catalog.head(contract["task"])
-    script = load_script(runtime_of(contract, head))
+    script = load_script(runtime_of(contract, head, catalog.families))
     try:
         # scripts of plugins' tasks need not know of variants
         runner = script.Bundle.load(folder, **({} if variant == "fp32" else {"variant": variant}))
@@ -85,7 +85,7 @@ def inputs_of(bundle: OpenBundle, arguments: Sequence[str], file: Path | None = 
         raise DataError("give inputs or `--file`, one of both")
     if not bundle.takes_texts:
         if file is not None:
-            raise DataError("`--file` is for texts, but this bundle takes images", "name the images as arguments")
+            raise DataError("`--file` is for texts, but this bundle takes files", "name them as arguments")
         return [Path(argument) for argument in arguments]
     if file is not None:
         return _read(bundle, file)

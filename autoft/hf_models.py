@@ -212,7 +212,7 @@ def build(plan: Plan) -> nn.Module:
         with quiet():
             model, missing = _load(plan)
             module, missing_projections = _wrapped(plan, model)
-            _settle(module, _example(plan), plan.config)
+            settle(module, _example(plan), plan.config)
     except _FAILURES as error:
         where = f"with the weights {plan.weights[0]}" if plan.weights else "with random weights"
         raise BackboneError(f"{plan.name} cannot be built {where}: {first_line(error)}") from error
@@ -329,7 +329,7 @@ class _Uses(TorchFunctionMode):
         return result
 
 
-def _settle(module: FeatureModule, example: Sequence[Tensor], config: Any) -> None:
+def settle(module: FeatureModule, example: Sequence[Tensor], config: Any) -> None:
     """Run a module once; find its stages and its width, and make buffers of what its features do not depend on."""
     uses = _Uses({id(parameter): name for name, parameter in module.named_parameters()})
     module.eval()

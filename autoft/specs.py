@@ -300,6 +300,8 @@ class Backbone:
         request: What it was resolved from. The engine sets it, to resolve it again in other processes.
         fetch: Brings the weights to this machine where they are not, without building anything; raises `BackboneError` where
             they cannot be had. Called for the backbones of a preset, so that all that are missing are named together.
+        examples: Makes so many raw samples' sources, all different, for the conformance kit, which has its own for images
+            and texts.
     """
 
     name: str
@@ -318,6 +320,7 @@ class Backbone:
     image_size: tuple[int, int] | None = None
     request: BackboneRequest | None = None
     fetch: Callable[[], object] = lambda: None
+    examples: Callable[[int], Sequence[Any]] | None = None
 
     @property
     def public_name(self) -> str:
@@ -362,6 +365,8 @@ class BackboneFamily:
         help: One line for `autoft plugins`.
         presets: Full names of the models for a modality, a preset (`fast`, `balanced`, `best`) and a task, best first; none
             where there is nothing to offer, or the preset is not known.
+        runtimes: Scripts that run the bundles of its backbones, by the `kind` that their preprocessing declares, where that
+            is not one of autoft's own kinds; `autoft predict`, `evaluate` and `verify` use them, never the bundle's copy.
     """
 
     name: str
@@ -371,6 +376,7 @@ class BackboneFamily:
     suggest: Callable[[str, float], Sequence[str]]
     help: str = ""
     presets: Callable[[str, str, str], Sequence[str]] = lambda modality, preset, task: ()
+    runtimes: Mapping[str, Path] = field(default_factory=dict)
 
 
 # --- strategies -----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from autoft.specs import Backbone, BackboneRequest, FeatureMap, Head, Stage
 from autoft.tasks import multi_label, regression, tagging
 from autoft.testing import checks, toy
 from autoft.testing.checks import CHECKS, CheckFailed, kinds_to_check, run_checks
+from autoft.testing.kit import make_sources
 from autoft.text import TextPreprocessing
 
 HEAD: Head = toy.autoft_heads()[0]
@@ -664,3 +665,11 @@ def test_one_kind_of_features_is_enough_but_a_head_must_take_it() -> None:
     assert [backbone for backbone, _ in kinds_to_check(resolve, [HEAD, TAGGING])] == [TEXT]
     with pytest.raises(BackboneError, match="no installed head takes pooled features of text data, as toy/text gives"):
         kinds_to_check(resolve, [TAGGING])
+
+
+def test_samples_of_another_modality_are_the_backbones_own_examples() -> None:
+    sounds = replace(CONVNET, modality="audio")
+    with pytest.raises(CheckFailed, match="takes audio") as caught:
+        make_sources(sounds, 2)
+    assert caught.value.hint == "give the backbone `examples`"
+    assert make_sources(replace(sounds, examples=lambda count: list(range(count))), 2) == [0, 1]

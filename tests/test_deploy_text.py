@@ -105,7 +105,7 @@ def test_wrong_inputs_are_told(
 def test_texts_are_refused_by_a_bundle_for_images(tmp_path: Path) -> None:
     images: Any = SimpleNamespace(takes_texts=False)
     assert deploy.inputs_of(images, ["a.png"]) == [Path("a.png")]
-    with pytest.raises(DataError, match="this bundle takes images"):
+    with pytest.raises(DataError, match="this bundle takes files"):
         deploy.inputs_of(images, (), tmp_path / "a.txt")
 
 

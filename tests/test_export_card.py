@@ -70,3 +70,16 @@ def test_masks_have_a_table_of_areas_and_words_of_their_own():
     assert "`logits` (N, K, h, w), and `classes` (N, H, W), uint8" in text
     assert "It answers one of stripes-0, stripes-60 for every pixel" in text
     assert "pipeline_tag: image-classification" in card({})
+
+
+def test_card_of_audio_speaks_of_clips_and_of_images_does_not():
+    (head,) = toy.autoft_heads()
+    image = toy.resolve(BackboneRequest("mlp", weights="none"))
+    objective = Objective(head, head.describe(["a", "b"]), "accuracy")
+    texts = [
+        model_card(each, objective, MEASURED, {"validation": {}, "test": {}}, FACTS)
+        for each in (replace(image, modality="audio"), image)
+    ]
+    assert ["pipeline_tag: audio-classification" in text for text in texts] == [True, False]
+    assert ["predict.py CLIP" in text for text in texts] == [True, False]
+    assert ["transformers.js" in text for text in texts] == [False, True]

@@ -49,6 +49,16 @@ _TEXT = _Words(
     "holds the very functions that training used.",
 )
 
+_AUDIO = _Words(
+    "audio",
+    "onnxruntime numpy soundfile soxr",
+    "CLIP [CLIP ...] --json",
+    "(N, samples) float32 and (N,) int64",
+    "`autoft.json` declares the rate and the number of samples; longer clips are cut, shorter ones filled with zeros. "
+    "`predict.py` holds the very functions that training used.",
+)
+_WORDS = {"image": _IMAGE, "text": _TEXT, "audio": _AUDIO}
+
 
 def model_card(
     backbone: Backbone,
@@ -71,7 +81,7 @@ def model_card(
     metric, targets, answer = objective.metric, objective.targets, objective.head.answer
     data, training, parity = facts["data"], facts["training"], measured["parity"]
     declared = backbone.preprocessing.to_dict()
-    words = _TEXT if backbone.modality == "text" else _IMAGE
+    words = _WORDS.get(backbone.modality, _IMAGE)
     stratified = ", stratified" if objective.head.stratify is not None else ""
     form = ".6g" if answer == "values" else ".4f"  # numbers may be of any size
     batch_sizes = ", ".join(map(str, parity["batch_sizes"]))
@@ -306,6 +316,8 @@ def _runtimes(backbone: Backbone, preprocess: Mapping[str, Any] | None) -> list[
             f"{backbone.preprocessing.to_dict()['max_length']} of them; `golden/` has some, with the outputs for them.",
             "",
         ]
+    if backbone.modality == "audio":
+        return [*lines, "`predict.py` was measured, above. Other libraries resample otherwise; `golden/` has tensors.", ""]
     lines += ["| from | in | same as in training |", "|---|---|---|"]
     lines.append("| image files | `predict.py` (Pillow) | yes: measured above |")
     if preprocess is not None:

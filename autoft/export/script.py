@@ -13,14 +13,19 @@ from typing import Any
 from autoft import runtime
 from autoft.errors import BundleError, ExportError
 from autoft.runtime import image_classification, shared
-from autoft.specs import Head
+from autoft.specs import BackboneFamily, Head
 
 SHARED, IMAGES = "autoft.runtime.shared", "autoft.runtime.image_classification"
 RUNTIMES = {"image": "image_classification.py", "text": "text.py"}  # by the kind of preprocessing
 
 
-def runtime_of(contract: Mapping[str, Any], head: Head) -> Path:
-    """Return autoft's own copy of the script that runs a bundle.
+def runtime_of(contract: Mapping[str, Any], head: Head, families: Mapping[str, BackboneFamily] = {}) -> Path:
+    """Return autoft's own copy of the script that runs a bundle, or that of the plugin which its backbone is from.
+
+    Args:
+        contract: The bundle's.
+        head: Its task.
+        families: The installed backbone families by name.
 
     Raises:
         BundleError: autoft has no script for its kind of preprocessing.
@@ -31,8 +36,15 @@ def runtime_of(contract: Mapping[str, Any], head: Head) -> Path:
     if not isinstance(preprocessing, Mapping):
         raise BundleError(f"autoft.json must hold `preprocessing`, but got {preprocessing!r}", "get the bundle again")
     kind = preprocessing.get("kind")
+    plugins = {name: path for family in families.values() for name, path in family.runtimes.items()}
+    if isinstance(kind, str) and kind in plugins and kind not in RUNTIMES:
+        return plugins[kind]
     if not isinstance(kind, str) or kind not in RUNTIMES:
-        raise BundleError(f"this autoft runs bundles for {' and '.join(RUNTIMES)} data, but this one is for {kind!r}")
+        known = ", ".join(dict.fromkeys((*RUNTIMES, *plugins)))
+        raise BundleError(
+            f"the installed plugins run bundles for {known} data, but this one is for {kind!r}",
+            "install the plugin that made it; `predict.py` in the bundle runs without",
+        )
     return Path(runtime.__file__).parent / RUNTIMES[kind]
 
 

@@ -37,17 +37,20 @@ class CheckWarning(AutoftError):  # noqa: N818 - a verdict on a plugin, not an e
 def make_sources(backbone: Backbone, count: int) -> list[Any]:
     """Generate samples as a backbone's preprocessing takes them.
 
-    Images of three classes. For `pooled` features of texts, every third is a pair of texts; for `sequence` features, each
-    is a list of words.
+    The backbone's own `examples`, where it has some. Images of three classes. For `pooled` features of texts, every third is
+    a pair of texts; for `sequence` features, each is a list of words.
     """
     from autoft.testing.toy import paint_png
 
+    if backbone.examples is not None:
+        return list(backbone.examples(count))
     if backbone.modality == "image":
         size = max(backbone.image_size or (32, 32)) + 3  # not the input's own size: decoding must resize
         return [paint_png(number % 3, 3, seed=(number,), size=size) for number in range(count)]
     if backbone.modality != "text":
         raise CheckFailed(
-            f"the kit can make samples for image and text backbones, but {backbone.name} takes {backbone.modality}"
+            f"the kit can make samples for image and text backbones, but {backbone.name} takes {backbone.modality}",
+            "give the backbone `examples`",
         )
     texts = [write_text(WORDS[number % len(WORDS)], seed=number) for number in range(count)]
     if backbone.features == "sequence":
