@@ -919,9 +919,12 @@ def _print_error(error: AutoftError) -> None:
 
 def _log_to_stderr() -> None:
     """Show autoft's own log: warnings by default, such as those of broken plugins."""
+    logger = logging.getLogger("autoft")
+    for handler in list(logger.handlers):  # of an earlier call in this process, whose stderr may be closed
+        logger.removeHandler(handler)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PlainFormatter())
-    logging.getLogger("autoft").addHandler(handler)
+    logger.addHandler(handler)
 
 
 class _PlainFormatter(logging.Formatter):

@@ -337,6 +337,7 @@ def test_trace_tells_of_each_entry_point_its_seconds_and_what_it_gave(
 ) -> None:
     install_plugin("sound", provides("pictures", "sounds"), package="sound-pkg", version="2.5")
     install_plugin("torn", "raise ValueError('deep')")
+    logging.getLogger("autoft").handlers.clear()  # of commands that ran in this process before
     discover()
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("AUTOFT_TRACE_PLUGINS", "1")
