@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
-from autoft.runtime.image_classification import ImageError, check_image_file, read_image
+from PIL import Image
+
+from autoft.runtime.image_classification import FORMATS, ImageError, check_image_file, read_image
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
@@ -18,6 +23,10 @@ _NAMES = 5000
 _NAMES_IN_FOLDER = 200
 # Files that are read and decoded before the next ones are queued; bounds memory on millions of files.
 _BATCH = 4096
+# A decoded image takes 8 bytes a pixel: of those above these bounds, one at a time is read.
+_LARGE_PIXELS = 1 << 24
+_LARGE_BYTES = 1 << 26
+_one_large = threading.Lock()
 
 
 def is_image(name: str) -> bool:
@@ -63,10 +72,22 @@ def _verify(source: Path | bytes) -> tuple[str, int] | str:
     try:
         if isinstance(source, Path):
             check_image_file(source)
-        raw = source.read_bytes() if isinstance(source, Path) else source
-        size = max(read_image(raw).size)
+        with _one_large if _is_large(source) else nullcontext():
+            raw = source.read_bytes() if isinstance(source, Path) else source
+            size = max(read_image(raw).size)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except ImageError as error:
         return str(error).removeprefix(f"{source}: " if isinstance(source, Path) else "").removeprefix("image: ")
     return hashlib.blake2b(raw, digest_size=16).hexdigest(), size
+
+
+def _is_large(source: Path | bytes) -> bool:
+    """Return whether decoding an image takes much memory, by what its header says."""
+    if (len(source) if isinstance(source, bytes) else source.stat().st_size) > _LARGE_BYTES:
+        return True
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            return image.width * image.height > _LARGE_PIXELS
+    except Exception:  # noqa: BLE001 - Pillow raises nearly every type on damaged files; reading it says what is wrong
+        return False

@@ -142,6 +142,31 @@ def test_image_of_too_many_pixels_raises_before_it_is_decoded(monkeypatch):
     assert runtime.read_image(raw).size == (10, 10)
 
 
+def progressive(extra: int) -> bytes:
+    """Return a JPEG whose last scan comes again."""
+    raw = encoded(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
+    return raw[:-2] + raw[raw.rindex(b"\xff\xda") : -2] * extra + b"\xff\xd9"
+
+
+def test_jpeg_of_ever_more_scans_raises_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(runtime, "MAX_SCANS", 20)
+    usual = runtime.jpeg_scans(progressive(0))
+    assert 1 < usual < 20
+    assert runtime.read_image(progressive(20 - usual)).size == (64, 64)
+    with pytest.raises(runtime.ImageError, match="image: 21 scans are too many for a JPEG of 64 x 64 pixels"):
+        runtime.read_image(progressive(21 - usual))
+    monkeypatch.setattr(runtime, "MAX_SCANNED", 64 * 64 * 2)
+    with pytest.raises(runtime.ImageError, match=f"image: {usual} scans"):
+        runtime.read_image(progressive(0))
+
+
+def test_scans_of_thumbnails_and_behind_the_end_do_not_count():
+    raw = progressive(0)
+    thumbnail = b"\xff\xe1" + (len(raw) + 2).to_bytes(2, "big") + raw
+    assert runtime.jpeg_scans(raw[:2] + thumbnail + raw[2:] + raw) == runtime.jpeg_scans(raw)
+    assert runtime.jpeg_scans(encoded(Image.new("RGB", (64, 64)), "JPEG")) == 1
+
+
 def test_pillows_own_bomb_error_is_an_image_error(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(runtime.ImageError, match="decompression bomb"):

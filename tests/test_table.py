@@ -24,7 +24,7 @@ from autoft.builtin import image_folder, table
 from autoft.builtin.table import autoft_data, load
 from autoft.errors import DataError
 from autoft.splits import Subset, make_splits
-from autoft.tables import conversion
+from autoft.tables import cells, conversion, parsing, sniff, typed
 from autoft.tables.lazy import TableSamples
 
 ROWS = [
@@ -932,3 +932,91 @@ def test_memory_does_not_grow_with_the_table(tmp_path):
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert float(ran.stdout) < 40, "MiB of memory for a table of 60 MB"
+
+
+# --- hostile files: the large ones are in faults/hostile_tables.py --------------------------------------
+
+
+def test_gzip_that_unpacks_to_far_more_than_a_table_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sniff, "UNPACKED", 10_000)
+    file = tmp_path / "t.csv.gz"
+    file.write_bytes(gzip.compress(b"text,label\n" + b"a,1\nb,2\n" * 50_000))
+    assert file.stat().st_size * sniff.RATIO < 400_000
+    with pytest.raises(DataError, match="may unpack to 10000 bytes or 200 times its size"):
+        load(file, {})
+    file.write_bytes(gzip.compress(b"text,label\n" + b"".join(b"%d,%d\n" % (row, row % 2) for row in range(5000))))
+    assert len(load(file, {"text": "text", "label": "label"}).samples) == 5000
+
+
+def test_row_over_many_lines_has_a_bound_and_many_rows_have_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(sniff, "LARGEST_ROW", 1000)
+    file = tmp_path / "t.csv"
+    file.write_text("text,label\n" + '"a\nb, c",1\n"c",2\n' * 500)
+    assert len(load(file, {"text": "text", "label": "label"}).samples) == 1000
+    file.write_text("text,label\n" + '"a\nb, c",1\n"c",2\n' * 100 + '"a\n",' * 500)
+    with pytest.raises(DataError, match="a row may have 1000 characters"):
+        load(file, {})
+
+
+def test_sentence_has_a_bound_of_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(parsing, "MOST_WORDS", 5)
+    file = tmp_path / "t.conll"
+    file.write_text("a O\nb B-X\n\n" * 10)
+    assert len(load(file, {}).samples) == 10
+    file.write_text("a O\nb B-X\n\n" + "a O\n" * 6)
+    with pytest.raises(DataError, match="a sentence may have 5 words, but the one on line 4"):
+        load(file, {})
+
+
+def test_rows_of_json_may_not_name_ever_more_columns(tmp_path, monkeypatch):
+    monkeypatch.setattr(parsing, "MOST_COLUMNS", 30)
+    file = tmp_path / "t.jsonl"
+    file.write_text("".join(json.dumps({"text": f"a {row}", "label": row % 2, f"k{row}": 1}) + "\n" for row in range(40)))
+    with pytest.raises(DataError, match="a table may have 30 columns"):
+        load(file, {})
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_value_that_stands_in_many_rows_is_counted_before_it_is_unpacked(tmp_path, monkeypatch, kind):
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 200, pa.int32()), pa.array(["a" * 1000, "b" * 1000]))
+    table = pa.table({"text": texts, "label": ["x", "y"] * 200})
+    file = tmp_path / f"t.{kind}"
+    pq.write_table(table, file) if kind == "parquet" else pyarrow.feather.write_feather(table, str(file))
+    monkeypatch.setattr(typed, "_SLICE", 50_000)
+    assert [sample.source[0] for sample in load(file, {}).samples] == ["a", "b"] * 200
+    monkeypatch.setattr(typed, "LARGEST_BATCH", 399_999)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    os.utime(file, (0, 0))
+    with pytest.raises(DataError, match="rows may have 399999 bytes of text"):
+        load(file, {})
+
+
+def test_arrow_whose_offsets_lead_outside_is_refused(tmp_path):
+    texts = [f"good {row}" for row in range(40)]
+    file = tmp_path / "t.arrow"
+    pyarrow.feather.write_feather(pa.table({"text": texts, "label": ["x", "y"] * 20}), str(file), compression="uncompressed")
+    raw = file.read_bytes()
+    assert len(load(file, {}).samples) == 40
+    offsets = np.cumsum([0, *map(len, texts)]).astype(np.int32).tobytes()
+    file.write_bytes(raw.replace(offsets[40:44], np.int32(2**30).tobytes(), 1))
+    with pytest.raises(DataError, match="must be as its header says"):
+        load(file, {})
+
+
+def test_date_that_python_cannot_hold_is_told(tmp_path):
+    pq.write_table(pa.table({"text": ["a", "b"], "label": pa.array([2**30, 1], pa.date32())}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="one of the type date32"):
+        load(tmp_path / "t.parquet", {})
+
+
+def test_names_that_are_too_long_for_files_are_no_images(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text("image,label\n" + "".join(f"{'a' * 400}{row}.png,{row % 2}\n" for row in range(20)))
+    with pytest.raises(DataError, match="relative to the table"):
+        load(file, {})
+
+
+def test_list_as_python_writes_it_is_read_up_to_a_bound(monkeypatch):
+    assert cells.as_list("['a', 'b']") == ["a", "b"]
+    monkeypatch.setattr(cells, "LARGEST_LITERAL", 5)
+    assert cells.as_list("['a', 'b']") is None

@@ -12,6 +12,7 @@ import argparse
 import io
 import itertools
 import math
+import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,6 +52,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 # Pillow only warns from this size on, and a changed `Image.MAX_IMAGE_PIXELS` would change what is readable.
 MAX_PIXELS = 89_478_485
 MAX_BYTES = 1 << 29  # of a file; so many pixels take less in any of the formats
+
+# Each scan of a JPEG goes over all of its pixels again, and takes 100 bytes: 20 of them are the most that cameras and
+# optimizers write.
+MAX_SCANS = 1000
+MAX_SCANNED = 40 * MAX_PIXELS
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
 
 INTERPOLATIONS: dict[str, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
@@ -93,16 +100,20 @@ def read_image(source: ImageSource) -> Image.Image:
         source: A path, the bytes of a file, or a binary file.
 
     Raises:
-        ImageError: It is no whole JPEG, PNG, WebP or BMP image, or larger than `MAX_PIXELS`.
+        ImageError: It is no whole JPEG, PNG, WebP or BMP image, or larger than `MAX_PIXELS`, or would take long.
     """
     name = str(source) if isinstance(source, (str, Path)) else "image"
     if isinstance(source, (str, Path)):
         check_image_file(Path(source))
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        raw = source if isinstance(source, bytes) else _content(source)
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ImageError(f"{name}: images may have {MAX_PIXELS} pixels, but it has {width} x {height}")
+            scans = jpeg_scans(raw) if raw.startswith(b"\xff\xd8") else 1
+            if scans > MAX_SCANS or scans * width * height > MAX_SCANNED:
+                raise ImageError(f"{name}: {scans} scans are too many for a JPEG of {width} x {height} pixels")
             image.load()
             turn = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG, 1))
             upright = image if turn is None else image.transpose(turn)
@@ -115,6 +126,19 @@ def read_image(source: ImageSource) -> Image.Image:
         raise ImageError(f"{name}: no such file") from error
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged files
         raise ImageError(f"{name}: cannot be decoded ({error})") from error
+
+
+def _content(source: str | Path | IO[bytes]) -> bytes:
+    return Path(source).read_bytes() if isinstance(source, (str, Path)) else source.read()
+
+
+def jpeg_scans(raw: bytes) -> int:
+    """Return how many scans a JPEG has; those of thumbnails, and what follows its end, do not count."""
+    place, scans = 2, 0
+    while (found := _MARKER.search(raw, place)) is not None and found[1] != b"\xd9":
+        scans += found[1] == b"\xda"
+        place = found.end() + int.from_bytes(raw[found.end() : found.end() + 2], "big")
+    return scans
 
 
 def check_image_file(path: Path) -> None:
@@ -136,8 +160,13 @@ def check_image_file(path: Path) -> None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         # These hold 16-bit greys, which `convert` would clip to white. The high byte, as Pillow takes of 16-bit RGB.
-        values = np.clip(np.asarray(image).astype(np.float64), 0, 65535).astype(np.uint16)
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        # By rows: as a whole the numbers between would take 20 times the image's memory.
+        values = np.asarray(image)
+        high = np.empty(values.shape, np.uint8)
+        for rows in range(0, len(values), 256):
+            part = np.clip(values[rows : rows + 256].astype(np.float64), 0, 65535).astype(np.uint16)
+            high[rows : rows + 256] = part >> 8
+        return Image.fromarray(high).convert("RGB")
     # A transparent palette entry only makes `convert` warn: alpha is dropped in any case.
     image.info.pop("transparency", None)
     return image.convert("RGB")

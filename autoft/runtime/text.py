@@ -14,6 +14,7 @@ import functools
 import io
 import itertools
 import json
+import os
 import re
 import sys
 import unicodedata
@@ -671,7 +672,7 @@ def from_arguments(texts: Sequence[str], takes: str) -> Iterable[TextSource]:
     for text in texts:
         if text == "-":
             raise TextError("- must be the only argument, and pairs are not read from lines")
-        if Path(text[:1000]).suffix.lower() in FILES and len(text) < 1000 and Path(text).is_file():
+        if Path(text[:1000]).suffix.lower() in FILES and len(text) < 1000 and os.path.isfile(text):
             raise TextError(f"arguments are texts, but {text} is a file: use --file {text}")
     if takes != "pair":
         return texts

@@ -9,8 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from autoft.errors import DataError, first_line
+
 # What people write where a number is missing; in a column of texts these are texts.
 MISSING = frozenset({"", "NA", "N/A", "n/a", "na", "nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "-", "?"})
+
+LARGEST_LITERAL = 1 << 20  # characters of a list as Python writes it: reading one takes hundreds of times its size
 
 
 def read_cells(column: pa.Array, feature: Any) -> list[Any]:
@@ -19,20 +23,30 @@ def read_cells(column: pa.Array, feature: Any) -> list[Any]:
     Args:
         column: A part of the column.
         feature: Its type, as `datasets` has it; names of classes are taken from it.
+
+    Raises:
+        DataError: A value is outside of what Python can hold, such as a date in the year 100,000.
     """
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return list(column.to_pylist())
-    names = _names(feature)
-    return [_cell(value, names) for value in column.to_pylist()]
+    names = names_of(feature)
+    try:
+        values = column.to_pylist()
+    except (ValueError, OverflowError, ArithmeticError, pa.ArrowException) as error:
+        raise DataError(
+            f"every value must be one that Python knows, but one of the type {column.type} is not: {first_line(error)}",
+            "leave out that column, or write it as text",
+        ) from error
+    return [_cell(value, names) for value in values]
 
 
-def _names(feature: Any) -> list[str] | None:
+def names_of(feature: Any) -> list[str] | None:
     """Return the names of a column's classes, also of those in lists."""
     if isinstance(feature, list) and feature:
         feature = feature[0]
     inner = getattr(feature, "feature", None)
     if inner is not None:
-        return _names(inner)
+        return names_of(inner)
     names = getattr(feature, "names", None)
     return list(names) if names is not None else None
 
@@ -69,6 +83,8 @@ def as_list(cell: Any) -> list[str] | None:
     try:
         found = json.loads(text, parse_int=str, parse_float=str)
     except (ValueError, RecursionError):
+        if len(text) > LARGEST_LITERAL:
+            return None
         try:
             found = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -17,8 +17,9 @@ from filelock import FileLock
 
 from autoft.errors import DataError, first_line
 from autoft.files import checksum_of, read_json, remove_tree, write_checked
-from autoft.tables.parsing import FAULT, LINE, examine, read_tables, schema_of
+from autoft.tables.parsing import FAULT, LINE, examine, read_tables
 from autoft.tables.sources import kind_of
+from autoft.tables.typed import features_of
 
 READER = 3  # of the files' reading; a new number makes every copy anew
 COPIES = "autoft-table"  # their folder in the cache of `datasets`
@@ -49,7 +50,7 @@ class _Builder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         path, kind = Path(self.config.file), self.config.kind
         if kind in _TYPED:
             found = None
-            self.info.features = datasets.Features.from_arrow_schema(schema_of(path, kind))
+            self.info.features = features_of(path, kind)
         else:
             found = examine(path, kind)
             text = datasets.Value("string")

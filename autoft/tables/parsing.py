@@ -9,14 +9,13 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from autoft.errors import DataError, first_line
 from autoft.tables.sniff import (
@@ -24,17 +23,18 @@ from autoft.tables.sniff import (
     MOST_COLUMNS,
     UNDECODED,
     Dialect,
+    Lines,
     find_dialect,
     find_encoding,
-    lines_of,
     open_text,
 )
+from autoft.tables.typed import ROWS, read_typed
 
 LINE, FAULT = "__autoft_line__", "__autoft_fault__"  # further columns of text files
 TOKENS, TAGS = "tokens", "tags"  # the columns of tagged words
-ROWS = 1000  # rows of a batch, at most
 _CHARACTERS = 1 << 22  # of a batch, about
-LARGEST_JSON = 1 << 28  # characters of one value
+LARGEST_JSON = 1 << 26  # characters of one value: 3 of them may be a list, which takes 64 bytes of memory
+MOST_WORDS = 1 << 20  # of a sentence
 _BROKEN = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -137,10 +137,31 @@ def examine(path: Path, kind: str) -> TextFormat:
         for row, line, fault in _objects(file, kind, path):
             if row is not None:
                 names.update(dict.fromkeys(row))
+                _check_keys(names, row, path, line)
             reason = reason or (f": {'line' if kind == 'jsonl' else 'row'} {line}: {fault}" if fault else "")
     if not names:
         raise DataError(f"a table must have rows with named values, but {path} has none{reason}", "look at the file")
     return TextFormat(kind, encoding, tuple(names))
+
+
+def _check_keys(names: Mapping[str, None], row: Mapping[str, Any], path: Path, line: int) -> None:
+    """Check the columns that rows of JSON name: each row that brings others would widen all."""
+    if len(names) > MOST_COLUMNS:
+        raise DataError(f"a table may have {MOST_COLUMNS} columns, but the rows of {path} name more", "leave some out")
+    broken = next((match for name in row if (match := _BROKEN.search(name))), None)
+    if broken is not None:
+        raise DataError(
+            f"names must be text, but in line {line} of {path} there is {broken.string[:60]!r}: {_broken(broken.group())}",
+            "rename it",
+        )
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """Yield lines that are a row each."""
+    lines = Lines(file, path)
+    for line in lines:
+        lines.end_row()
+        yield line
 
 
 def _json_kind(path: Path, encoding: str, kind: str) -> str:
@@ -150,7 +171,7 @@ def _json_kind(path: Path, encoding: str, kind: str) -> str:
         if head.lstrip().startswith("["):
             return "json"
         file.seek(0)
-        lines = lines_of(file, path)
+        lines = _lines(file, path)
         first = next((line for line in lines if line.strip()), "") if kind == "json" else ""
         more = any(line.strip() for line in lines)
     try:
@@ -162,7 +183,7 @@ def _json_kind(path: Path, encoding: str, kind: str) -> str:
 def _header(path: Path, encoding: str, dialect: Dialect) -> tuple[str, ...]:
     with open_text(path, encoding) as file:
         try:
-            first: list[str] = next((row for row in dialect.reader(lines_of(file, path)) if row), [])
+            first: list[str] = next((row for row in dialect.reader(Lines(file, path)) if row), [])
         except csv.Error as error:
             raise DataError(
                 f"the first line of {path} must name the columns, but cannot be read: {error}", "look at it"
@@ -197,10 +218,12 @@ def _csv(path: Path, found: TextFormat) -> Iterator[pa.Table]:
     width = len(found.columns)
     rows = _Rows(found.columns)
     with _large_cells(), open_text(path, found.encoding) as file:
-        reader = found.dialect.reader(lines_of(file, path))
+        lines = Lines(file, path)
+        reader = found.dialect.reader(lines)
         begun = False
         while True:
             line = reader.line_num + 1
+            lines.end_row()
             try:
                 row = next(reader)
             except StopIteration:
@@ -259,7 +282,7 @@ def _objects(file: TextIO, kind: str, path: Path) -> Iterator[tuple[dict[str, An
         for number, row in enumerate(_values(file, path), start=1):
             yield (row, number, "") if isinstance(row, dict) else (None, number, f"it is no object but {str(row)[:60]!r}")
         return
-    for line, text in enumerate(lines_of(file, path), start=1):
+    for line, text in enumerate(_lines(file, path), start=1):
         if not text.strip():
             continue
         try:
@@ -359,7 +382,7 @@ def _conll(path: Path, found: TextFormat) -> Iterator[pa.Table]:
         words, tags, fault = [], [], ""
 
     with open_text(path, found.encoding) as file:
-        for line, text in enumerate(file, start=1):
+        for line, text in enumerate(_lines(file, path), start=1):
             fields = text.rstrip("\r\n").split("\t") if "\t" in text else text.split()
             if not text.strip() or fields[0] == "-DOCSTART-":
                 close()
@@ -373,68 +396,22 @@ def _conll(path: Path, found: TextFormat) -> Iterator[pa.Table]:
             if len(fields) != width or width < 2 or not fields[0].strip() or not fields[-1].strip():
                 seen = "is 1 column" if len(fields) == 1 else f"are {len(fields)} columns"
                 fault = fault or f"on line {line} there {seen} rather than {max(2, width)}: {text.strip()[:60]!r}"
+            if len(words) == MOST_WORDS:
+                raise DataError(
+                    f"a sentence may have {MOST_WORDS} words, but the one on line {begin} of {path} has more",
+                    "put an empty line behind every sentence",
+                )
             words.append(fields[0].strip())
             tags.append(fields[-1].strip())
     close()
     yield rows.table()
 
 
-# --- typed files ------------------------------------------------------------------------------------
-
-
-def schema_of(path: Path, kind: str) -> pa.Schema:
-    """Return the columns of a Parquet or Arrow file.
-
-    Raises:
-        DataError: It is none.
-    """
-    try:
-        if kind == "parquet":
-            return _plain(pq.read_schema(path))
-        with _open_arrow(path) as reader:
-            return _plain(reader.schema)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{path} must be a {kind} file, but cannot be read: {first_line(error)}", "look at the file"
-        ) from error
-
-
-def _typed(path: Path, kind: str) -> Iterator[pa.Table]:
-    if kind == "parquet":
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROWS):
-                yield _decoded(pa.Table.from_batches([batch]))
-        return
-    with _open_arrow(path) as reader:
-        if isinstance(reader, pa.RecordBatchFileReader):
-            batches: Iterable[pa.RecordBatch] = (reader.get_batch(number) for number in range(reader.num_record_batches))
-        else:
-            batches = reader
-        for batch in batches:
-            for start in range(0, batch.num_rows, ROWS):
-                yield _decoded(pa.Table.from_batches([batch.slice(start, ROWS)]))
-
-
-def _open_arrow(path: Path) -> Any:
-    with path.open("rb") as file:
-        is_file = file.read(6) == b"ARROW1"
-    opened = pa.OSFile(str(path))
-    return pa.ipc.open_file(opened) if is_file else pa.ipc.open_stream(opened)
-
-
-def _plain(schema: pa.Schema) -> pa.Schema:
-    """Return a schema whose dictionary-encoded columns, such as categories of pandas, are plain."""
-    fields = [item.with_type(item.type.value_type) if pa.types.is_dictionary(item.type) else item for item in schema]
-    kept = {key: value for key, value in (schema.metadata or {}).items() if key == b"huggingface"}
-    return pa.schema(fields, metadata=kept)
-
-
-def _decoded(table: pa.Table) -> pa.Table:
-    return table.cast(_plain(table.schema)).replace_schema_metadata(_plain(table.schema).metadata)
+# --- all files --------------------------------------------------------------------------------------
 
 
 def read_tables(path: Path, kind: str, found: TextFormat | None) -> Iterator[pa.Table]:
     """Yield a file's rows as Arrow tables of at most a thousand."""
     if found is None:
-        return _typed(path, kind)
+        return read_typed(path, kind)
     return {"csv": _csv, "jsonl": _json, "json": _json, "conll": _conll}[kind](path, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,7 +134,7 @@ def _kind(column: pa.Array, feature: Any, examples: Sequence[Any], folder: Path)
         return "empty"
     if _is_text(column):
         named = [example for example in examples if is_image(example)]
-        if len(named) > len(examples) / 2 and any((folder / example).is_file() for example in named):
+        if len(named) > len(examples) / 2 and any(os.path.isfile(folder / example) for example in named):
             return "image"
         if all(as_list(example) is not None for example in examples):
             return "list"

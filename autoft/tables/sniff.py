@@ -19,7 +19,10 @@ from autoft.errors import DataError
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 LARGEST_CELL = 1 << 26  # characters; beyond it a quote was surely left open
 _HEAD = 1 << 18
+LARGEST_ROW = LARGEST_CELL + (1 << 24)  # of a CSV row, which quotes may spread over many lines
 MOST_COLUMNS = 10_000
+UNPACKED = 1 << 30  # bytes that gzip may unpack to in any case; beyond them ...
+RATIO = 200  # ... so many times the file's own; tables of one value over and over reach 100, a bomb 1000
 _NO_TEXT = {
     b"PK\x03\x04": "an Excel workbook or another ZIP archive",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
@@ -71,7 +74,30 @@ class Dialect:
 
 def open_bytes(path: Path) -> BinaryIO:
     """Open a file, decompressed where its name ends in .gz."""
-    return cast(BinaryIO, gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb"))
+    return cast(BinaryIO, _Unpacked(path) if path.suffix.lower() == ".gz" else path.open("rb"))
+
+
+class _Unpacked(gzip.GzipFile):
+    """A gzip file that stops where it unpacks to far more than a table would: its rows would fill the disk."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._path = path
+        self._most = max(UNPACKED, RATIO * path.stat().st_size)
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._checked(super().read(size))
+
+    def read1(self, size: int = -1) -> bytes:
+        return self._checked(super().read1(size))
+
+    def _checked(self, content: bytes) -> bytes:
+        if self.tell() > self._most:
+            raise DataError(
+                f"a compressed table may unpack to {UNPACKED} bytes or {RATIO} times its size, but {self._path} has more",
+                "unpack it yourself if you trust it",
+            )
+        return content
 
 
 def open_text(path: Path, encoding: str) -> TextIO:
@@ -79,21 +105,40 @@ def open_text(path: Path, encoding: str) -> TextIO:
     return io.TextIOWrapper(open_bytes(path), encoding=encoding, errors="surrogateescape", newline="")
 
 
-def lines_of(file: TextIO, path: Path) -> Iterator[str]:
-    """Yield a file's lines; a line without an end must not fill memory, nor must what little compressed data unpacks to.
+class Lines(Iterator[str]):
+    """A file's lines; one without an end must not fill memory, nor must what little compressed data unpacks to.
 
     Raises:
-        DataError: A line is longer than `LARGEST_CELL`.
+        DataError: A line is longer than `LARGEST_CELL`, or the lines of a row together are than `LARGEST_ROW`.
     """
-    number = 0
-    while line := file.readline(LARGEST_CELL):
-        number += 1
+
+    def __init__(self, file: TextIO, path: Path) -> None:
+        self._file = file
+        self._path = path
+        self._number = self._row = 0
+
+    def __next__(self) -> str:
+        line = self._file.readline(LARGEST_CELL)
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self._row += len(line)
         if len(line) == LARGEST_CELL and line[-1] not in "\r\n":
             raise DataError(
-                f"a line may have {LARGEST_CELL} characters, but line {number} of {path} has more",
+                f"a line may have {LARGEST_CELL} characters, but line {self._number} of {self._path} has more",
                 "look at the file: its lines must end in line feeds",
             )
-        yield line
+        if self._row > LARGEST_ROW:
+            raise DataError(
+                f"a row may have {LARGEST_ROW} characters, but the one that ends on line {self._number} of {self._path} or "
+                "later has more",
+                "look at the file: a quote may have been left open",
+            )
+        return line
+
+    def end_row(self) -> None:
+        """Note that the next line begins a row."""
+        self._row = 0
 
 
 def find_encoding(path: Path) -> str:

@@ -103,7 +103,7 @@ def names_images(folder: Path) -> bool:
         with file.open("rb") as opened:
             head = opened.read(_HEAD).decode("utf-8-sig", "replace")
         for cell in _first_cells(head, kind):
-            if is_image(cell) and ((file.parent / cell).is_file() or (folder / cell).is_file()):
+            if is_image(cell) and (os.path.isfile(file.parent / cell) or os.path.isfile(folder / cell)):
                 return True
     return False
 
@@ -253,7 +253,7 @@ def _first_cells(head: str, kind: str) -> list[str]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:  # a line cut off by the head's end, or none of JSON: loading names it
+        except (ValueError, RecursionError):  # a line cut off by the head's end, or none of JSON: loading names it
             continue
         cells.extend(value for value in row.values() if isinstance(value, str)) if isinstance(row, dict) else None
     return cells
@@ -267,7 +267,7 @@ def _saved(folder: Path) -> tuple[list[Source], list[str]]:
 
     try:
         return _of_dataset(datasets.load_from_disk(str(folder)), folder, folder.name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # whatever its JSON holds
         raise DataError(
             f"{folder} looks like a saved data set, but cannot be read: {first_line(error)}", "save it again"
         ) from error

@@ -7,15 +7,17 @@ larger than memory would seem to fill it.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from autoft.errors import DataError, first_line
+from autoft.tables.cells import names_of
 from autoft.tables.conversion import convert
 from autoft.tables.sources import Source
+from autoft.tables.typed import check_batch
 
 
 class Store:
@@ -32,6 +34,7 @@ class Store:
         self.source = source
         self.features: dict[str, Any] = dict(dataset.features)
         self.about = about
+        _check_classes(self.features, source)
         self.starts = [0]
         self._schema: pa.Schema = None
         self._places: list[tuple[str, int]] = []
@@ -84,8 +87,21 @@ class Store:
 
     def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield every batch with its number, in order."""
-        for number in range(len(self._places)):
-            yield number, self.batch(number)
+        for number, (file, _) in enumerate(self._places):
+            batch = self.batch(number)
+            check_batch(batch, Path(file))  # a saved data set is as it was given
+            yield number, batch
+
+
+def _check_classes(features: Mapping[str, Any], source: Source) -> None:
+    """Check the names of classes that a file's metadata declare."""
+    for column, feature in features.items():
+        strange = [name for name in names_of(feature) or () if not isinstance(name, str)]
+        if strange:
+            raise DataError(
+                f"names of classes must be text, but {source.name} says of {column!r}: {str(strange[0])[:60]!r}",
+                "write the file again",
+            )
 
 
 def open_stores(sources: Sequence[Source]) -> list[Store]:

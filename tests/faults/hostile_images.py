@@ -60,6 +60,19 @@ def _bmp(width: int, height: int) -> bytes:
     )
 
 
+def _scans(times: int) -> bytes:
+    """A JPEG whose last scan comes again and again: each costs a pass over all pixels, and 100 bytes."""
+    raw = _saved(Image.new("RGB", (4000, 4000)), "JPEG", progressive=True)
+    return raw[:-2] + raw[raw.rindex(b"\xff\xda") : -2] * times + b"\xff\xd9"
+
+
+def _just_below(images: Path) -> None:
+    """Eight images of as many pixels as are allowed, of 16 bits each: all at once they would take 12 GB."""
+    packed = _saved(Image.fromarray(np.zeros((9400, 9400), np.uint16)), "PNG")
+    for number in range(8):
+        (images / "stripes-0" / f"large-{number}.png").write_bytes(packed)
+
+
 def _animated(form: str) -> bytes:
     return _saved(_rgb(), form, save_all=True, append_images=[_rgb() for _ in range(3)])
 
@@ -120,6 +133,7 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "decompression bomb (PNG)": (_bomb(), "x.png", "pixels"),
     "decompression bomb (BMP)": (_bmp(60_000, 60_000), "x.bmp", "pixels"),
     "decompression bomb (a comment)": (_text_bomb(), "x.png", "x.png"),
+    "JPEG of 3000 scans": (_scans(3000), "x.jpg", "scans"),
     "negative size": (_bmp(-5, 16), "x.bmp", "x.bmp"),
     "size of 2^31": (_png(2**31 - 1, 2**31 - 1, b""), "x.png", "x.png"),
     "truncated PNG": (_saved(_rgb(64), "PNG")[:2000], "x.png", "x.png"),
@@ -166,6 +180,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case("GIF among the images is passed over, and told", _among(*REFUSED["GIF"][:2]), code=0),
     Case("file of 20 GB, all holes", _data(_sparse), ("000.png",), code=0, seconds=120),
+    Case("eight images just below the bound", _data(_just_below), code=0, seconds=120),
     Case("pipe named PNG", _data(lambda images: os.mkfifo(images / "stripes-0" / "x.png")), ("x.png",), code=0),
     Case(
         "link to the folder above",
