@@ -8,13 +8,13 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 
-from autoft.runtime.image_classification import FORMATS, ImageError, check_image_file, read_image
+from autoft.runtime.image_classification import FORMATS, ImageError, ImageSource, check_image_file, read_image
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
@@ -72,7 +72,7 @@ def _verify(source: Path | bytes) -> tuple[str, int] | str:
     try:
         if isinstance(source, Path):
             check_image_file(source)
-        with _one_large if _is_large(source) else nullcontext():
+        with in_turn(source):
             raw = source.read_bytes() if isinstance(source, Path) else source
             size = max(read_image(raw).size)
     except OSError as error:
@@ -82,12 +82,14 @@ def _verify(source: Path | bytes) -> tuple[str, int] | str:
     return hashlib.blake2b(raw, digest_size=16).hexdigest(), size
 
 
-def _is_large(source: Path | bytes) -> bool:
-    """Return whether decoding an image takes much memory, by what its header says."""
-    if (len(source) if isinstance(source, bytes) else source.stat().st_size) > _LARGE_BYTES:
-        return True
+def in_turn(source: ImageSource) -> AbstractContextManager[object]:
+    """Return what to decode an image in: a lock where that takes much memory, by what its header says; else nothing."""
+    if not isinstance(source, (str, Path, bytes)):
+        return nullcontext()  # a file that is open is read once
     try:
+        large = (len(source) if isinstance(source, bytes) else os.path.getsize(source)) > _LARGE_BYTES
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            return image.width * image.height > _LARGE_PIXELS
+            large = large or image.width * image.height > _LARGE_PIXELS
     except Exception:  # noqa: BLE001 - Pillow raises nearly every type on damaged files; reading it says what is wrong
-        return False
+        large = False
+    return _one_large if large else nullcontext()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from autoft import augment as augmentation
 from autoft.errors import BackboneError
+from autoft.imagefiles import in_turn
 from autoft.runtime import image_classification as script
 from autoft.specs import Warp
 
@@ -97,7 +98,8 @@ class ImagePreprocessing:
             side = self.margin_size
             declared["size"] = [side, side]
             declared["resize"]["size"] = side if isinstance(self.resize, int) else [side, side]
-        pixels = script.resize_and_crop(script.read_image(source), declared)
+        with in_turn(source):
+            pixels = script.resize_and_crop(script.read_image(source), declared)
         return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
     @property

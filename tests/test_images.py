@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from autoft import imagefiles
 from autoft.errors import BackboneError
 from autoft.images import ImagePreprocessing, from_timm_config
 from autoft.runtime import image_classification as runtime
@@ -251,3 +252,16 @@ def test_transformers_preprocesses_alike_by_the_preprocessor_config(resize, phot
     (ours,) = declared.inputs(declared.decode(encoded(pixels), augmented=False).unsqueeze(0))
     assert theirs.shape == tuple(ours.shape)
     assert np.abs(theirs - ours.numpy()).mean() < 0.01
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    file = tmp_path / "image.png"
+    Image.new("RGB", (20, 10)).save(file)
+    monkeypatch.setattr(imagefiles, "_LARGE_PIXELS", 199)
+    for source in (file, str(file), file.read_bytes()):
+        assert imagefiles.in_turn(source) is imagefiles._one_large
+    monkeypatch.setattr(imagefiles, "_LARGE_PIXELS", 200)
+    assert imagefiles.in_turn(file) is not imagefiles._one_large
+    monkeypatch.setattr(imagefiles, "_LARGE_BYTES", file.stat().st_size - 1)
+    assert imagefiles.in_turn(file) is imagefiles._one_large
+    assert imagefiles.in_turn(tmp_path / "gone.png") is not imagefiles._one_large  # reading it says so

@@ -264,10 +264,13 @@ def _first_cells(head: str, kind: str) -> list[str]:
 
 def _saved(folder: Path) -> tuple[list[Source], list[str]]:
     import datasets
+    import pyarrow as pa
 
+    # whatever its JSON and its schema hold
+    wrong = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException)
     try:
         return _of_dataset(datasets.load_from_disk(str(folder)), folder, folder.name)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # whatever its JSON holds
+    except wrong as error:
         raise DataError(
             f"{folder} looks like a saved data set, but cannot be read: {first_line(error)}", "save it again"
         ) from error
