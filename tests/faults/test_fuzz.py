@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -186,3 +187,19 @@ def test_image(form: str) -> None:
         assert said.startswith("image: ")
 
     run()
+
+
+@pytest.mark.parametrize("value", [7, 255])
+def test_saved_data_set_of_which_one_byte_is_changed(value: int, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    datasets.Dataset(pa.table({"text": ["a", "b"], "label": pa.array([0, 1], pa.int64())})).save_to_disk(str(saved))
+    (file,) = saved.glob("*.arrow")
+    valid = file.read_bytes()
+    for place in range(len(valid)):  # most of it is the schema: widths of numbers, places of names
+        file.write_bytes(valid[:place] + bytes([value]) + valid[place + 1 :])
+        said = "a result"
+        try:
+            load_table(saved, {})
+        except AutoftError as error:
+            said = str(error)
+        assert said.strip()
