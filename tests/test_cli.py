@@ -303,7 +303,7 @@ def broken_images(folder: Path) -> Path:
 
 
 BAD_DATA: dict[str, tuple[Callable[[Path], Path], str, str]] = {
-    "no images": (no_images, r"no installed data format recognizes .*known formats:\n(  .*\n)*  image-folder: ", "arrange the data"),
+    "no images": (no_images, r"no installed data format recognizes .*known formats:\n(  .*\n)*  image-folder: ", "arrange"),
     "empty folder": (lambda folder: folder.mkdir() or folder, r"no installed data format recognizes", "arrange the data"),
     "one class": (lambda folder: images(folder, cats=9), r"at least two classes.*only 'cats'", "add a folder"),
     "one image per class": (
