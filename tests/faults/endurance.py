@@ -13,7 +13,7 @@ import psutil
 from commands import run_search
 from kills import site
 from promise import Tally
-from torn import quick_export
+from torn_files import quick_export
 
 from autoft.events import Event
 from autoft.testing.toy import write_toy_images

@@ -20,7 +20,7 @@ sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]  # the parts, and what all test
 from promise import Tally  # noqa: E402
 
 # each is a module beside this file with a function `tallies(folder, *, long, seed) -> Iterator[Tally]`
-PARTS: tuple[str, ...] = ("kills", "failures", "repeats", "storage", "torn", "endurance", "hostile", "fuzz")
+PARTS: tuple[str, ...] = ("kills", "failures", "repeats", "storage", "torn_files", "endurance", "hostile", "fuzz")
 
 
 def main() -> None:

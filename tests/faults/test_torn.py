@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import FinishedRun
 from promise import Tally, summary
-from torn import Case, bundle_tallies, cuts, flips, must_fail, tallies, tally, try_all
+from torn_files import Case, bundle_tallies, cuts, flips, must_fail, tallies, tally, try_all
 
 from autoft.errors import AutoftError
 
