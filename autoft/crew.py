@@ -30,11 +30,12 @@ from autoft.engine import (
 )
 from autoft.errors import RunError
 from autoft.events import Event, Listener
+from autoft.files import as_path, remove_unfinished
 from autoft.prepare import Prepared
 from autoft.runfolder import RunFolder
 from autoft.specs import Backbone
 from autoft.train import EpochReport, TrainConfig
-from autoft.worker import Failure, Outcome, Worker
+from autoft.worker import CHECKPOINT, Failure, Outcome, Worker
 
 RETRIES = 3  # of a task whose worker died, since its last epoch: it goes on from its checkpoint, and costs no budget
 MOST = 8  # workers that `auto` starts: the more train at once, the less each new trial can learn from the others
@@ -234,6 +235,8 @@ class Crew:
         if died.worker not in self._busy:
             return []
         task, since = self._busy.pop(died.worker)
+        for folder in (as_path(task.folder), as_path(task.folder) / CHECKPOINT):
+            remove_unfinished(folder)
         self._deaths[task.number] += died.ready  # it had not begun otherwise
         if self._deaths[task.number] <= RETRIES:
             left = None if task.seconds is None else max(0.0, task.seconds - (time.monotonic() - since))

@@ -82,6 +82,17 @@ def remove_tree(path: Path, *, ignore_errors: bool = False) -> None:
             remote.fs.rm(remote.path, recursive=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files and folders that killed writers left in a folder, where nobody else may write now."""
+    if not folder.exists():
+        return
+    for left in folder.glob(".*.tmp"):
+        if left.is_dir():
+            remove_tree(left)
+        else:
+            left.unlink(missing_ok=True)
+
+
 def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it into place: fsync, rename, fsync of the folder.
 

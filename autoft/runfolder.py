@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from autoft.errors import RunError, first_line
 from autoft.events import Event
-from autoft.files import append_line, read_json, write_checked, write_text
+from autoft.files import append_line, read_json, remove_unfinished, write_checked, write_text
 
 FORMAT = 1
 """Of run folders: raised with whatever a later autoft must do to go on with a folder of this one; `_migrate` does it."""
@@ -217,13 +217,9 @@ def _remove_unfinished(path: Path) -> None:
 
     But for the workers of a search that was killed this moment: they end at once, and may still finish a file before.
     """
-    trainings = ("trials/*", "confirm/*", "refit/*")
-    for folder in (".", *trainings, *(f"{training}/checkpoint" for training in trainings)):
-        for left in path.glob(f"{folder}/.*.tmp"):
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink(missing_ok=True)
+    trainings = [training for kept in ("trials", "confirm", "refit") for training in path.glob(f"{kept}/*")]
+    for folder in (path, *trainings, *(training / "checkpoint" for training in trainings)):
+        remove_unfinished(folder)
 
 
 def _check_folder(path: Path) -> list[Path]:

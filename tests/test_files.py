@@ -227,6 +227,18 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     assert not folder.exists()
 
 
+def test_remains_of_killed_writers_are_removed_and_nothing_else(remote: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path / "here", remote / "there"):
+        files.remove_unfinished(folder)  # not there yet
+        folder.mkdir(parents=True)
+        for name in (".a.json.x1.tmp", "b.tmp", ".c.json", "d.json"):
+            (folder / name).write_text("{}")
+        (folder / ".bundle.y2.tmp").mkdir()
+        (folder / ".bundle.y2.tmp" / "model.onnx").write_text("torn")
+        files.remove_unfinished(folder)
+        assert sorted(path.name for path in folder.iterdir()) == [".c.json", "b.tmp", "d.json"]
+
+
 def test_text_names_a_local_path_or_one_of_fsspec(tmp_path: Path) -> None:
     assert files.as_path(str(tmp_path)) == tmp_path
     assert files.as_path(f"file://{tmp_path}") == tmp_path == files.as_path(f"local://{tmp_path}")

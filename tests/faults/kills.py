@@ -125,7 +125,10 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def finished_trials(run: Path, scratch: Path) -> dict[int, Any]:
-    """Return the trials that have ended for good, from a copy: who looks must not repair what a kill has left."""
+    """Return the trials that have ended for good, from a copy: who looks must not repair what a kill has left.
+
+    Nobody may write meanwhile.
+    """
     if not (run / "study.db").exists():
         return {}
     shutil.rmtree(scratch, ignore_errors=True)
@@ -174,6 +177,9 @@ def torment(search: Search, kills: int, rng: random.Random) -> Chaos:
             try:
                 process.wait(rng.uniform(0.0, 6.0) if chaos.done.total() < kills else 1200)
             except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGSTOP)
+                chaos.look(search)
+                process.send_signal(signal.SIGCONT)
                 _strike(chaos, process, rng)
             if process.poll() is not None:
                 _, errors = process.communicate()
