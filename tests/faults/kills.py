@@ -170,17 +170,21 @@ class Chaos:
 
 
 def torment(search: Search, kills: int, rng: random.Random) -> Chaos:
-    """Run a search to its end, doing something to one of its processes ever again, so often at most."""
+    """Run a search to its end, doing something to one of its processes ever again, so often at most.
+
+    The last third of it waits until a trial has ended, which might be lost.
+    """
     chaos, process = Chaos(), search.start()
     try:
         while True:
             try:
-                process.wait(rng.uniform(0.0, 6.0) if chaos.done.total() < kills else 1200)
+                process.wait(rng.uniform(0.0, 6.0))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGSTOP)
                 chaos.look(search)
                 process.send_signal(signal.SIGCONT)
-                _strike(chaos, process, rng)
+                if chaos.done.total() < (kills if chaos.known else 2 * kills // 3):
+                    _strike(chaos, process, rng)
             if process.poll() is not None:
                 _, errors = process.communicate()
                 chaos.look(search)
