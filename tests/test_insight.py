@@ -517,7 +517,7 @@ def test_command_prints_words_tables_and_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = stored(tmp_path / "run", searched(by_rate, 30))
-    monkeypatch.setattr("autoft.cli._log_to_stderr", lambda: None)
+    monkeypatch.setattr("autoft.cli.log_to_stderr", lambda: None)
     shown = command(monkeypatch, capsys, "insight", run, "--parameter", "dropout")
     assert shown.code == 0, shown.err
     assert "`learning_rate` matters most" in shown.out
