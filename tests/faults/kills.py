@@ -136,8 +136,10 @@ def finished_trials(run: Path, scratch: Path) -> dict[int, Any]:
     for file in run.glob("study.db*"):
         shutil.copyfile(file, scratch / file.name)
     try:
+        if not optuna.get_all_study_names(f"sqlite:///{scratch}/study.db"):
+            return {}  # stopped between its tables and the study
         trials = study_of(scratch).trials
-    except KeyError:  # killed while the study was being made
+    except KeyError:  # stopped while the study was being made
         return {}
     return {
         trial.number: (trial.state.name, trial.values, trial.params, trial.intermediate_values)
