@@ -20,6 +20,7 @@ from autoft.loading import FixedData, SplitData, load_split
 from autoft.model import FineTuneModel, assemble
 from autoft.prefix_store import PrefixStore
 from autoft.ragged import Rows
+from autoft.reuse import ReusePlanner
 from autoft.specs import WHOLE, Backbone, Sample, Strategy
 from autoft.train import EpochReport, Interrupted, NonFiniteError, Objective, TrainConfig, fit
 
@@ -154,7 +155,9 @@ class Worker:
         self._objective = objective
         self._device = device
         self._memory = memory
-        self._stores = PrefixStore(prefix, memory=memory, sharing=sharing) if reuse and prefix is not None else None
+        self._planner: ReusePlanner | None = None
+        if reuse and prefix is not None:
+            self._planner = ReusePlanner(PrefixStore(prefix, memory=memory), sharing=sharing)
         self._warm: dict[str, SplitData] = {}
         self._micro_batch: dict[str, int] = {}  # learned from running out of memory, by backbone
 
@@ -297,8 +300,8 @@ class Worker:
             config = replace(job.config, micro_batch=micro)
             train, validation = self.data("train", job.backbone, job.augmentation), self.data("validation", job.backbone)
             plan = None
-            if self._stores is not None and config.freeze_depth:
-                plan, reuse = self._stores.plan(
+            if self._planner is not None and config.freeze_depth:
+                plan, reuse = self._planner.plan(
                     model, job.backbone, config, train, validation, device=self._device, objective=self._objective
                 )
             result = fit(

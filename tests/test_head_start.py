@@ -15,7 +15,8 @@ from toy_training import CPU, assert_equal_tensors
 from autoft.errors import DataError
 from autoft.files import load_tensors
 from autoft.head_start import load_head, save_head, without_standardization
-from autoft.probe import as_head, linear_probes, probe
+from autoft.linear_probe import as_head, linear_probes
+from autoft.probe import probe
 from autoft.specs import BackboneRequest
 from autoft.testing import toy
 from autoft.train import TrainConfig, predict
@@ -106,7 +107,7 @@ def test_nothing_is_written_where_no_folder_is_given(tmp_path: Path, monkeypatch
 
 
 def test_head_that_cannot_take_the_standardization_declines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoft.probe.without_standardization", lambda *given: None)
+    monkeypatch.setattr("autoft.linear_probe.without_standardization", lambda *given: None)
     setup = images()
     found = probe(0, setup.backbone, setup.objective, setup.worker, device=CPU, folder=tmp_path)
     assert found.head is None

@@ -42,9 +42,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "timm_maps",
     ),
     ("confirm", "soup", "model", "mixing", "regularize", "averaging", "schedule", "gradients", "tokens", "loading"),
-    ("train", "checkpoint", "knobs", "space", "prefix", "prefix_store", "resampling"),
+    ("train", "checkpoint", "knobs", "space", "prefix", "prefix_store", "prefix_data", "reuse", "resampling"),
     ("worker",),
-    ("probe", "tuning", "mix"),
+    ("probe", "linear_probe", "tuning", "mix"),
     (
         "driver",
         "openings",

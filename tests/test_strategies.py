@@ -105,7 +105,7 @@ def test_stopped_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_frozen_stages_are_reused_beside_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoft.prefix_store._measure", lambda *_: (100, 10, 10))
+    monkeypatch.setattr("autoft.reuse._measure", lambda *_: (100, 10, 10))
     values = []
     for reuse in (True, False):
         used = worker(tmp_path, prefix=tmp_path / "prefix", reuse=reuse)

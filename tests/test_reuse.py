@@ -27,16 +27,22 @@ from toy_training import (
     split,
 )
 
-from autoft import prefix_store
+from autoft import prefix_data
+from autoft import reuse as reuse_module
 from autoft.builtin import timm as timm_family
 from autoft.builtin import transformers as transformers_family
 from autoft.loading import FixedData, load_split
 from autoft.model import FineTuneModel, assemble
-from autoft.prefix_store import PrefixStore, Reuse
+from autoft.prefix_store import DISK, PrefixStore
+from autoft.reuse import Reuse, ReusePlanner
 from autoft.specs import Backbone, BackboneRequest, Sample
 from autoft.testing import toy
 from autoft.train import FitResult, Objective, TrainConfig, fit
 from autoft.worker import Job, Worker
+
+
+def planning(folder: Path | None, *, memory: int = 1 << 30, disk: int = DISK) -> ReusePlanner:
+    return ReusePlanner(PrefixStore(folder, memory=memory, disk=disk))
 
 
 def losses(result: FitResult) -> list[float]:
@@ -44,14 +50,14 @@ def losses(result: FitResult) -> list[float]:
 
 
 def trained(
-    settings: TrainConfig, store: PrefixStore | None, backbone: Backbone = CONVNET, policy: str = "none"
+    settings: TrainConfig, planner: ReusePlanner | None, backbone: Backbone = CONVNET, policy: str = "none"
 ) -> tuple[FitResult, str]:
     model = build(backbone, settings.knobs, settings.seed)
     data = split(TRAIN, backbone, policy), split(VALIDATION, backbone)
     reuse: Reuse | None = None
     told = ""
-    if store is not None:
-        reuse, told = store.plan(model, backbone, settings, *data, device=CPU, force=True)
+    if planner is not None:
+        reuse, told = planner.plan(model, backbone, settings, *data, device=CPU, force=True)
         assert reuse is not None, told
         data = reuse.train, reuse.validation  # type: ignore[assignment]
     return fit(model, *data, objective(), settings, device=CPU, run=reuse.run if reuse else None), told
@@ -64,10 +70,10 @@ def trained(
 def test_losses_are_those_of_the_whole_model(
     tmp_path: Path, folder: bool, backbone: Backbone, policy: str, views: int | None
 ) -> None:
-    store = PrefixStore(tmp_path if folder else None, memory=1 << 30)
+    planner = planning(tmp_path if folder else None)
     settings = config(freeze_depth=2, views=views, epochs=3)
     wanted, _ = trained(settings, None, backbone, policy)
-    found, _ = trained(settings, store, backbone, policy)
+    found, _ = trained(settings, planner, backbone, policy)
     assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
 
 
@@ -87,7 +93,7 @@ def test_losses_are_those_of_the_whole_model(
 def test_methods_train_alike_from_stored_outputs(changes: dict[str, Any]) -> None:
     settings = config(freeze_depth=2, epochs=3, **changes)
     wanted, _ = trained(settings, None, policy="light")
-    found, _ = trained(settings, PrefixStore(None, memory=1 << 30), policy="light")
+    found, _ = trained(settings, planning(None), policy="light")
     plain, _ = trained(config(freeze_depth=2, epochs=3), None, policy="light")
     assert losses(found) == pytest.approx(losses(wanted), abs=1e-5)
     assert losses(plain) != pytest.approx(losses(wanted), abs=1e-5)
@@ -98,8 +104,8 @@ def test_methods_train_alike_from_stored_outputs(changes: dict[str, Any]) -> Non
 )
 def test_reuse_is_declined_where_steps_change_the_inputs(changes: dict[str, Any]) -> None:
     settings = config(freeze_depth=2, **changes)
-    store = PrefixStore(None, memory=1 << 30)
-    reuse, told = store.plan(build(), CONVNET, settings, split(TRAIN), split(VALIDATION), device=CPU, force=True)
+    planner = planning(None)
+    reuse, told = planner.plan(build(), CONVNET, settings, split(TRAIN), split(VALIDATION), device=CPU, force=True)
     assert reuse is None
     assert told.startswith("declined: mixing, erasing or perturbing changes what frozen stages are given")
 
@@ -108,8 +114,10 @@ def test_reuse_is_declined_where_steps_change_the_inputs(changes: dict[str, Any]
 def test_reuse_is_declined_where_targets_move_with_augmented_images(policy: str) -> None:
     whole = replace(CONVNET, preprocessing=replace(CONVNET.preprocessing, resize=CONVNET.image_size))  # type: ignore[type-var]
     train = FixedData(TRAIN, encode(TRAIN), whole.preprocessing, policy=policy, move=lambda target, warp: target)
-    store = PrefixStore(None, memory=1 << 30)
-    reuse, told = store.plan(build(), whole, config(freeze_depth=2), train, split(VALIDATION, whole), device=CPU, force=True)
+    planner = planning(None)
+    reuse, told = planner.plan(
+        build(), whole, config(freeze_depth=2), train, split(VALIDATION, whole), device=CPU, force=True
+    )
     assert (reuse is None) == (policy == "light")
     assert told.startswith("declined: targets move") == (policy == "light")
 
@@ -155,7 +163,7 @@ def assert_trains_alike(backbone: Backbone, samples: Sequence[Sample], folder: P
     targets = HEAD.describe([sample.target for sample in samples])
     parts = samples[::2], samples[1::2]
     found = []
-    for store in (None, PrefixStore(folder, memory=0)):
+    for planner in (None, planning(folder, memory=0)):
         model = assemble(backbone, HEAD, targets, {**KNOBS, "dropout": 0.0}, seed=0)
         settings = config(freeze_depth=len(model.stages) // 2, epochs=2, learning_rate=1e-3)
         data: Any = [
@@ -163,8 +171,8 @@ def assert_trains_alike(backbone: Backbone, samples: Sequence[Sample], folder: P
             for part, policy in zip(parts, (backbone.preprocessing.policies[:2][-1], "none"), strict=True)
         ]
         run = None
-        if store is not None:
-            reuse, told = store.plan(model, backbone, settings, *data, device=CPU, force=True)
+        if planner is not None:
+            reuse, told = planner.plan(model, backbone, settings, *data, device=CPU, force=True)
             assert reuse is not None, told
             data, run = [reuse.train, reuse.validation], reuse.run
         aim = Objective(HEAD, targets, "log_loss")
@@ -174,9 +182,9 @@ def assert_trains_alike(backbone: Backbone, samples: Sequence[Sample], folder: P
 
 def test_a_second_trial_finds_the_store(tmp_path: Path) -> None:
     settings = config(freeze_depth=2, epochs=2)
-    trained(settings, PrefixStore(tmp_path, memory=0))
+    trained(settings, planning(tmp_path, memory=0))
     before = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("*.bin")}
-    trained(replace(settings, learning_rate=1e-2), PrefixStore(tmp_path, memory=0))
+    trained(replace(settings, learning_rate=1e-2), planning(tmp_path, memory=0))
     assert {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("*.bin")} == before
     assert len(before) == 2
 
@@ -184,16 +192,16 @@ def test_a_second_trial_finds_the_store(tmp_path: Path) -> None:
 def test_other_weights_find_no_store(tmp_path: Path) -> None:
     settings = config(freeze_depth=2, epochs=2)
     for seed in (0, 1):  # random weights
-        trained(replace(settings, seed=seed), PrefixStore(tmp_path, memory=0))
+        trained(replace(settings, seed=seed), planning(tmp_path, memory=0))
     assert len(list(tmp_path.glob("*.bin"))) == 4
 
 
 def test_a_deeper_store_starts_from_a_shallower_one(tmp_path: Path) -> None:
-    store = PrefixStore(tmp_path, memory=1 << 30)
-    trained(config(freeze_depth=1), store)
+    planner = planning(tmp_path)
+    trained(config(freeze_depth=1), planner)
     wanted, _ = trained(config(freeze_depth=3), None)
     model = build()
-    reuse, _ = store.plan(model, CONVNET, config(freeze_depth=3), split(TRAIN), split(VALIDATION), device=CPU, force=True)
+    reuse, _ = planner.plan(model, CONVNET, config(freeze_depth=3), split(TRAIN), split(VALIDATION), device=CPU, force=True)
     assert reuse is not None
     with torch.no_grad():  # proof that the images are not read: the first stage would now give nonsense
         seen: list[int] = []
@@ -205,11 +213,11 @@ def test_a_deeper_store_starts_from_a_shallower_one(tmp_path: Path) -> None:
 
 def test_what_has_no_description_is_made_again(tmp_path: Path) -> None:
     settings = config(freeze_depth=2, epochs=2)
-    wanted, _ = trained(settings, PrefixStore(tmp_path, memory=0))
+    wanted, _ = trained(settings, planning(tmp_path, memory=0))
     for file in tmp_path.glob("*.json"):
         file.unlink()
         file.with_suffix(".bin").write_bytes(b"half")
-    found, _ = trained(settings, PrefixStore(tmp_path, memory=0))
+    found, _ = trained(settings, planning(tmp_path, memory=0))
     assert losses(found) == losses(wanted)
 
 
@@ -219,32 +227,32 @@ def test_a_damaged_store_is_told_and_made_again(
     damage: str, memory: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = config(freeze_depth=2, epochs=2)
-    wanted, _ = trained(settings, PrefixStore(tmp_path, memory=memory))
+    wanted, _ = trained(settings, planning(tmp_path, memory=memory))
     for file in tmp_path.glob("*.bin"):
         content = file.read_bytes()
         if damage == "description":
             file.with_suffix(".json").write_text("{")
         else:
             file.write_bytes(b"half" if damage == "half" else content[:40] + bytes([content[40] ^ 64]) + content[41:])
-    found, _ = trained(settings, PrefixStore(tmp_path, memory=memory))
+    found, _ = trained(settings, planning(tmp_path, memory=memory))
     assert losses(found) == losses(wanted)
     assert "are damaged and are made again" in caplog.text
 
 
 def test_the_folder_stays_within_its_bytes(tmp_path: Path) -> None:
     settings = config(freeze_depth=2, epochs=1)
-    trained(settings, PrefixStore(tmp_path, memory=0))
+    trained(settings, planning(tmp_path, memory=0))
     size = sum(file.stat().st_size for file in tmp_path.glob("*.bin"))
     for seed in (1, 2):
-        trained(replace(settings, seed=seed), PrefixStore(tmp_path, memory=0, disk=size))
+        trained(replace(settings, seed=seed), planning(tmp_path, memory=0, disk=size))
     assert sum(file.stat().st_size for file in tmp_path.glob("*.bin")) <= size
     assert len(list(tmp_path.glob("*.bin"))) == len(list(tmp_path.glob("*.json"))) >= 1
 
 
 @pytest.mark.parametrize(("depth", "memory", "why"), [(0, 1 << 30, "nothing is frozen"), (2, 1000, "more than")])
 def test_reuse_is_declined_with_a_reason(depth: int, memory: int, why: str) -> None:
-    store = PrefixStore(None, memory=memory)
-    reuse, told = store.plan(
+    planner = planning(None, memory=memory)
+    reuse, told = planner.plan(
         build(), CONVNET, config(freeze_depth=depth), split(TRAIN), split(VALIDATION), device=CPU, force=True
     )
     assert reuse is None
@@ -255,7 +263,7 @@ def test_reuse_is_declined_with_a_reason(depth: int, memory: int, why: str) -> N
 def test_the_worker_reuses_where_a_gain_is_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operations: tuple[int, int, int], used: bool
 ) -> None:
-    monkeypatch.setattr("autoft.prefix_store._measure", lambda *_: operations)
+    monkeypatch.setattr("autoft.reuse._measure", lambda *_: operations)
     splits = {"train": (TRAIN, encode(TRAIN)), "validation": (VALIDATION, encode(VALIDATION))}
     values = {}
     for reuse in (True, False):
@@ -270,9 +278,9 @@ def test_the_worker_reuses_where_a_gain_is_predicted(
 
 
 def test_samples_that_are_drawn_again_and_augmented_are_not_stored() -> None:
-    store = PrefixStore(None, memory=1 << 30)
+    planner = planning(None)
     told = {
-        (policy, imbalance): store.plan(
+        (policy, imbalance): planner.plan(
             build(),
             CONVNET,
             config(freeze_depth=3, knobs={**KNOBS, "dropout": 0.0, "imbalance": imbalance}),
@@ -294,9 +302,9 @@ def test_samples_that_are_drawn_again_and_augmented_are_not_stored() -> None:
 
 
 def test_deeper_cuts_predict_larger_gains(tmp_path: Path) -> None:
-    store = PrefixStore(None, memory=1 << 30)
+    planner = planning(None)
     told = [
-        store.plan(build(), CONVNET, config(freeze_depth=depth), split(TRAIN), split(VALIDATION), device=CPU)[1]
+        planner.plan(build(), CONVNET, config(freeze_depth=depth), split(TRAIN), split(VALIDATION), device=CPU)[1]
         for depth in range(1, 5)
     ]
     gains = [float(words.rpartition(" ")[2]) for words in told]
@@ -307,36 +315,36 @@ def test_deeper_cuts_predict_larger_gains(tmp_path: Path) -> None:
 def test_activations_are_kept_in_the_dtype_of_training(tmp_path: Path) -> None:
     settings = config(freeze_depth=2, epochs=2, precision="bf16")
     wanted, _ = trained(settings, None, MLP)
-    found, _ = trained(settings, PrefixStore(tmp_path, memory=0), MLP)
+    found, _ = trained(settings, planning(tmp_path, memory=0), MLP)
     assert losses(found) == pytest.approx(losses(wanted), abs=1e-3)  # batches of another size round elsewhere
 
 
 LOWER = config(freeze_depth=2, epochs=2, precision="bf16")
 
 
-def planned_lower(store: PrefixStore, model: FineTuneModel, **arguments: Any) -> tuple[Reuse | None, str]:
+def planned_lower(planner: ReusePlanner, model: FineTuneModel, **arguments: Any) -> tuple[Reuse | None, str]:
     data = split(TRAIN, MLP), split(VALIDATION, MLP)
-    return store.plan(model, MLP, LOWER, *data, device=CPU, force=True, **arguments)
+    return planner.plan(model, MLP, LOWER, *data, device=CPU, force=True, **arguments)
 
 
 def damaged(monkeypatch: pytest.MonkeyPatch, *formats: torch.dtype) -> None:
     """Let what is recorded in some formats be a tenth too large."""
-    real = prefix_store.record
+    real = prefix_data.record
 
     def record(*arguments: Any) -> torch.Tensor:
         found = real(*arguments)
         return found * 1.1 if found.dtype in formats else found
 
-    monkeypatch.setattr(prefix_store, "record", record)
+    monkeypatch.setattr(prefix_data, "record", record)
 
 
 def test_a_store_in_the_format_of_training_is_judged_harmless() -> None:
-    store = PrefixStore(None, memory=1 << 30)
-    reuse, told = planned_lower(store, build(MLP), objective=objective())
+    planner = planning(None)
+    reuse, told = planned_lower(planner, build(MLP), objective=objective())
     assert reuse is not None
     assert "float32" not in told
     next(iter(reuse.train.batches([np.arange(2)], device=CPU)))
-    assert {kept.dtype for kept in store._held.values()} == {torch.bfloat16}
+    assert {kept.dtype for kept in planner._store._held.values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("cause", ["outputs", "metric"])
@@ -344,28 +352,30 @@ def test_a_store_that_moves_outputs_or_metric_is_made_in_float32(monkeypatch: py
     if cause == "outputs":
         damaged(monkeypatch, torch.bfloat16)
     else:
-        monkeypatch.setattr(prefix_store, "METRIC_TOLERANCE", -1.0)
-    store, model = PrefixStore(None, memory=1 << 30), build(MLP)
-    reuse, told = planned_lower(store, model, objective=objective())
+        monkeypatch.setattr(reuse_module, "METRIC_TOLERANCE", -1.0)
+    planner, model = planning(None), build(MLP)
+    reuse, told = planned_lower(planner, model, objective=objective())
     assert reuse is not None
     assert f"stored in float32: {'outputs differ' if cause == 'outputs' else 'log_loss is'}" in told
     found = fit(model, reuse.train, reuse.validation, objective(), LOWER, device=CPU, run=reuse.run)
-    assert [kept.dtype for kept in store._held.values()].count(torch.float32) == 2  # what was judged lies beside them
+    assert [kept.dtype for kept in planner._store._held.values()].count(
+        torch.float32
+    ) == 2  # what was judged lies beside them
     wanted, _ = trained(LOWER, None, MLP)
     assert losses(found) == pytest.approx(losses(wanted), abs=0.02)
 
 
 def test_reuse_is_declined_where_float32_does_no_better(monkeypatch: pytest.MonkeyPatch) -> None:
     damaged(monkeypatch, torch.bfloat16, torch.float32)
-    reuse, told = planned_lower(PrefixStore(None, memory=1 << 30), build(MLP), objective=objective())
+    reuse, told = planned_lower(planning(None), build(MLP), objective=objective())
     assert reuse is None
     assert "and in float32: outputs differ" in told
 
 
 def test_training_in_float32_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     damaged(monkeypatch, torch.bfloat16)
-    monkeypatch.setattr(prefix_store, "METRIC_TOLERANCE", -1.0)
-    _, told = trained(config(freeze_depth=2, epochs=1), PrefixStore(None, memory=1 << 30), MLP)
+    monkeypatch.setattr(reuse_module, "METRIC_TOLERANCE", -1.0)
+    _, told = trained(config(freeze_depth=2, epochs=1), planning(None), MLP)
     assert "float32" not in told
 
 
@@ -375,7 +385,7 @@ def stops(questions: list[bool]) -> bool:
 
 
 def test_an_interrupted_trial_goes_on_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoft.prefix_store._measure", lambda *_: (100, 50, 10))
+    monkeypatch.setattr("autoft.reuse._measure", lambda *_: (100, 50, 10))
     splits = {"train": (TRAIN, encode(TRAIN)), "validation": (VALIDATION, encode(VALIDATION))}
     outcomes = []
     for name, asked in (("whole", 1000), ("interrupted", 8)):
