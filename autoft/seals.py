@@ -1,7 +1,7 @@
 """Tells whether what a database gives back of a run's trials is what was written, and when; what it is, `trials.py` decides.
 
 SQLite notices a torn file, and most damage to its structure, but not a number that has changed on the disk. So a trial that
-rests or has ended carries a checksum of itself, as one of its attributes.
+rests or has ended carries a checksum of itself, as one of its attributes, and the study says that they all do.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from autoft.errors import RunError, first_line
 
 SEAL = "seal"
+SEALED = "sealed"  # of a study: every trial that rests or has ended has a seal
 # `paused` and its like are written one after another, before and after the seal; seconds and traces differ from run to run,
 # and two runs of one study are to be compared by their attributes
 LEFT_OUT = frozenset({SEAL, "paused", "until", "due", "seconds", "trace"})
@@ -46,30 +47,37 @@ def seal_of(trial: FrozenTrial, state: str, value: float | None) -> str:
     return f"crc32:{zlib.crc32(json.dumps(stored, sort_keys=True).encode('utf-8')):08x}"
 
 
-def check(trials: Sequence[FrozenTrial], where: str) -> None:
+def promise(study: optuna.Study) -> None:
+    """Note in a new study that its trials are sealed, so that a seal that got lost is noticed."""
+    study.set_user_attr(SEALED, True)
+
+
+def check(trials: Sequence[FrozenTrial], where: str, *, sealed: bool = False) -> None:
     """Compare trials with their seals, and the parameters of all with those that were queued.
 
     Args:
         trials: All trials of a run, in order.
         where: The database, for the error.
+        sealed: Whether all must have one; those of an earlier autoft have none.
 
     Raises:
         RunError: One is not what was written.
     """
-    readable(lambda: _check(trials, where), where)  # a value of another type may not even be comparable
+    readable(lambda: _check(trials, where, sealed), where)  # a value of another type may not even be comparable
 
 
-def _check(trials: Sequence[FrozenTrial], where: str) -> None:
+def _check(trials: Sequence[FrozenTrial], where: str, always: bool) -> None:
     for place, trial in enumerate(trials):
         queued = trial.system_attrs.get("fixed_params", {})
-        seal = trial.user_attrs.get(SEAL)  # none in runs of an earlier autoft, and before a trial first rests or ends
+        seal = trial.user_attrs.get(SEAL)
         state = trial.state.name if trial.state.is_finished() else "paused"
-        sealed = seal is not None and (trial.state.is_finished() or bool(trial.user_attrs.get("paused")))
-        value = trial.value if trial.state == optuna.trial.TrialState.COMPLETE else None
+        due = trial.state.is_finished() or bool(trial.user_attrs.get("paused"))
+        values = trial.values if trial.state == optuna.trial.TrialState.COMPLETE else [None]
         if (
             trial.number != place
             or any(queued.get(name, found) != found for name, found in trial.params.items())
-            or (sealed and seal != seal_of(trial, state, value))
+            or (due and seal is None and always)
+            or (due and seal is not None and (len(values) != 1 or seal != seal_of(trial, state, values[0])))
         ):
             raise RunError(f"{where} is damaged: what it says of trial {place} does not match its checksum", HINT)
 
@@ -84,13 +92,15 @@ def read_whole(study: optuna.Study, where: str) -> None:
     if engine.dialect.name == "sqlite":
 
         def structure() -> str:
+            # not `quick_check`, which does not see an index that no longer leads to its rows
             with engine.connect() as connection:
-                return str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
+                return str(connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar())
 
         found = readable(structure, where)
         if found != "ok":
             raise RunError(f"{where} is damaged: {found}", HINT)
-    check(readable(lambda: study.get_trials(deepcopy=False), where), where)
+    sealed = bool(readable(lambda: study.user_attrs, where).get(SEALED))
+    check(readable(lambda: study.get_trials(deepcopy=False), where), where, sealed=sealed)
 
 
 def on_write(study: optuna.Study, call: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autoft.deployed import Apart, Point, front
 from autoft.knobs import FRESH, PROBE
 from autoft.promotion import Progress
-from autoft.seals import SEAL, on_write, read_whole, seal_of
+from autoft.seals import SEAL, on_write, promise, read_whole, seal_of
 from autoft.space import Space, suggest
 from autoft.specs import Choice, Direction, is_better
 
@@ -81,6 +81,8 @@ class Trials:
             (space.preset_of(index), {"role": "preset", "backbone": label}) for index, label in enumerate(space.labels)
         ]
         queue = [*presets, *((params, {"role": role}) for role, params in openings)]
+        if not self._study.trials:
+            promise(self._study)
         for params, facts in queue[len(self._study.trials) : most]:
             self._study.enqueue_trial(dict(params), user_attrs=facts)
         for trial in self.all(TrialState.RUNNING, TrialState.WAITING):

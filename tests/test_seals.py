@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 from autoft.errors import RunError
-from autoft.seals import SEAL, check, on_write, read_whole, readable, seal_of
+from autoft.seals import SEAL, check, on_write, promise, read_whole, readable, seal_of
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -22,6 +22,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 def study(tmp_path: Path) -> optuna.Study:
     """Two trials, as `trials.py` keeps them: one has ended, one rests."""
     made = optuna.create_study(storage=f"sqlite:///{tmp_path / 'study.db'}", direction="maximize")
+    promise(made)
     for _ in range(2):
         made.enqueue_trial({"rate": 0.25})
     for paused in (0, 1):
@@ -61,6 +62,9 @@ def test_trials_as_they_were_written_pass(study: optuna.Study, tmp_path: Path) -
         "UPDATE trials SET number = 'x' WHERE trial_id = 2",
         "INSERT INTO trial_intermediate_values SELECT 9, trial_id, 'x', intermediate_value, intermediate_value_type "
         "FROM trial_intermediate_values WHERE trial_id = 2",
+        "DELETE FROM trial_user_attributes WHERE key = 'seal' AND trial_id = 1",
+        "UPDATE trial_user_attributes SET key = 'sebl' WHERE key = 'seal' AND trial_id = 2",
+        "INSERT INTO trial_values SELECT 9, trial_id, 1, value, value_type FROM trial_values",
         "DROP TABLE trial_params",
     ],
 )
@@ -71,6 +75,32 @@ def test_what_has_changed_is_told(change: str, study: optuna.Study, tmp_path: Pa
     with pytest.raises(RunError, match=r"^study\.db (is damaged|cannot be read): ") as caught:
         read_whole(again(tmp_path), "study.db")
     assert caught.value.hint
+
+
+def test_index_that_no_longer_leads_to_its_rows_is_told(study: optuna.Study, tmp_path: Path) -> None:
+    def change(*statements: str) -> None:
+        with closing(sqlite3.connect(tmp_path / "study.db")) as database:
+            database.execute("PRAGMA writable_schema = ON")
+            for statement in statements:
+                database.execute(statement)
+            database.commit()
+
+    index = "FROM sqlite_master WHERE name = 'ix_trials_study_id'"
+    change(f"CREATE TABLE hidden AS SELECT * {index}", f"DELETE {index}")
+    change("UPDATE trials SET study_id = 1 - study_id WHERE trial_id = 2")
+    change("INSERT INTO sqlite_master SELECT * FROM hidden")
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        assert database.execute("PRAGMA quick_check").fetchall() == [("ok",)]
+    with pytest.raises(RunError, match=r"^study\.db is damaged: row 2 missing from index"):
+        read_whole(again(tmp_path), "study.db")
+
+
+def test_trials_of_an_earlier_autoft_need_no_seal(study: optuna.Study, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        database.execute("DELETE FROM study_user_attributes")
+        database.execute("DELETE FROM trial_user_attributes WHERE key = 'seal' AND trial_id = 1")
+        database.commit()
+    read_whole(again(tmp_path), "study.db")
 
 
 def test_trial_that_trains_may_change_under_its_seal(study: optuna.Study, tmp_path: Path) -> None:

@@ -295,7 +295,8 @@ def stored_trials(run: Path) -> Any:
     where = str(run / runfolder.STUDY)
     study = readable(lambda: study_of(run), where)
     read_whole(study, where)
-    left_out = ("seconds", "trace")
+    left_out = {"seconds", "trace"}
+    only_before_the_end = {"paused", "until", "due"}
     return [
         (
             trial.number,
@@ -303,7 +304,11 @@ def stored_trials(run: Path) -> Any:
             trial.params,
             trial.values,
             sorted(trial.intermediate_values.items()),
-            {name: value for name, value in trial.user_attrs.items() if name not in left_out},
+            {
+                name: value
+                for name, value in trial.user_attrs.items()
+                if name not in (left_out | only_before_the_end if trial.state.is_finished() else left_out)
+            },
         )
         for trial in study.get_trials(deepcopy=False)
     ]
