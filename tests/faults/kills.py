@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,13 @@ class Search:
     def ledger(self) -> Path:
         return self.folder / f"{self.run}.ledger"
 
-    def start(self) -> subprocess.Popen[str]:
-        """Type the command."""
+    @property
+    def errors(self) -> Path:
+        """What commands that nobody reads wrote to stderr."""
+        return self.folder / f"{self.run}.errors"
+
+    def start(self, *, read: bool = True) -> subprocess.Popen[str]:
+        """Type the command; a pipe that nobody reads would fill up, and the search wait."""
         data = self.folder / "images"
         if not data.exists():
             write_toy_images(data)
@@ -84,13 +90,14 @@ class Search:
             "SPY_LEASE": str(LEASE),
         }
         settings = [word for setting in self.settings for word in ("--set", setting)]
-        return subprocess.Popen(
-            [str(COMMAND), "search", str(data), "-b", "toy/mlp", "-o", str(self.path), *settings, "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **ONE_THREAD, **named, **self.environment},
-        )
+        with nullcontext(subprocess.PIPE) if read else open(self.errors, "a") as errors:
+            return subprocess.Popen(
+                [str(COMMAND), "search", str(data), "-b", "toy/mlp", "-o", str(self.path), *settings, "--json"],
+                stdout=subprocess.PIPE if read else subprocess.DEVNULL,
+                stderr=errors,
+                text=True,
+                env={**os.environ, **ONE_THREAD, **named, **self.environment},
+            )
 
     def whole(self) -> None:
         """Let it run to its end."""
@@ -176,7 +183,7 @@ def torment(search: Search, kills: int, rng: random.Random) -> Chaos:
 
     The last third of it waits until a trial has ended, which might be lost.
     """
-    chaos, process = Chaos(), search.start()
+    chaos, process = Chaos(), search.start(read=False)
     try:
         while True:
             try:
@@ -188,13 +195,12 @@ def torment(search: Search, kills: int, rng: random.Random) -> Chaos:
                 if chaos.done.total() < (kills if chaos.known else 2 * kills // 3):
                     _strike(chaos, process, rng)
             if process.poll() is not None:
-                _, errors = process.communicate()
                 chaos.look(search)
                 if process.returncode == 0:
                     return chaos
                 if process.returncode not in (-signal.SIGKILL, 128 + signal.SIGTERM, -signal.SIGTERM):
-                    raise AssertionError(f"the search ended with {process.returncode}:\n{errors}")
-                process = search.start()
+                    raise AssertionError(f"the search ended with {process.returncode}:\n{search.errors.read_text()}")
+                process = search.start(read=False)
     finally:
         process.kill()
 
@@ -209,7 +215,7 @@ def _strike(chaos: Chaos, process: subprocess.Popen[str], rng: random.Random) ->
         else:
             began = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            process.communicate()
+            process.wait()
             seconds = time.monotonic() - began
             chaos.slowest_stop = max(chaos.slowest_stop, seconds)
             # before Python itself has set its handlers the signal ends it, which is the same to whoever sent it
