@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from autoft.errors import DataError, first_line
 from autoft.files import load_tensors, save_tensors
+from autoft.weights import with_versions
 
 
 def without_standardization(
@@ -78,7 +79,7 @@ def load_head(module: nn.Module, file: Path) -> None:
     wrong = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
     if wrong:
         raise DataError(f"the head in {file} must be finite, but {wrong[0]} is not; {again}")
-    module.load_state_dict(weights)
+    module.load_state_dict(with_versions(module, weights))
 
 
 def _shown(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -15,6 +15,7 @@ from autoft.freezing import check_stages, frozen_modules, frozen_parameters
 from autoft.head_start import load_head
 from autoft.layers import batch_norms, set_stochastic_depth
 from autoft.specs import Backbone, Head, Stage, Strategy, Targets
+from autoft.weights import with_versions
 
 
 class FineTuneModel(nn.Module):
@@ -49,6 +50,10 @@ class FineTuneModel(nn.Module):
         """Return the head's outputs `(N, ...)` for the backbone's inputs, each with N rows."""
         outputs: Tensor = self.head(self.backbone(*inputs))
         return outputs
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights as torch does, those of a file of tensors alone too; see `with_versions`."""
+        return super().load_state_dict(with_versions(self, state_dict), strict=strict, assign=assign)
 
     def freeze(self, depth: int, *, statistics: bool = False) -> None:
         """Freeze the first `depth` stages: no gradients, and no change of running statistics.

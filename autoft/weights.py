@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,26 @@ from autoft.errors import BackboneError, first_line
 from autoft.files import load_tensors
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 BUNDLED = "backbone."  # what the names of a backbone's weights begin with in a bundle's file, which holds the head too
+
+
+def with_versions(module: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return weights as a state dict of the versions that a module's parts have.
+
+    torch keeps them beside the tensors, in `_metadata`, which a safetensors file does not hold; without them parts such as
+    those of torchvision's MNASNet cannot tell what they are given, and refuse it.
+
+    Args:
+        module: What the weights are for.
+        tensors: By name, as a file holds them, or a state dict, whose own versions stay.
+    """
+    if hasattr(tensors, "_metadata"):
+        return tensors
+    state = OrderedDict(tensors)
+    state._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    return state
 
 
 def load_weights(module: nn.Module, file: str | Path, name: str, *, without: Collection[str] = ()) -> None:
@@ -43,7 +61,7 @@ def load_weights(module: nn.Module, file: str | Path, name: str, *, without: Col
     prefixes = tuple(f"{owner}." for owner in without)
     tensors = {key: value for key, value in tensors.items() if not key.startswith(prefixes)}
     try:
-        found = module.load_state_dict(tensors, strict=False)
+        found = module.load_state_dict(with_versions(module, tensors), strict=False)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()  # the lines before only say that something did not fit
         raise BackboneError(f"the weights {path} are not of {name}: {reason}", "name the model that they are of") from error

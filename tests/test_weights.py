@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autoft.errors import BackboneError
-from autoft.weights import load_weights
+from autoft.weights import load_weights, with_versions
 
 
 def module() -> nn.Module:
@@ -71,3 +71,29 @@ def test_missing_and_torn_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "torn.safetensors").write_bytes(b"\x80\x00\x00\x00\x00\x00\x00\x00{")
     with pytest.raises(BackboneError, match=r"the weights of toy/net cannot be read: .*is not a whole safetensors file"):
         load(tmp_path / "torn.safetensors")
+
+
+class Versioned(nn.Linear):
+    """Refuses what does not say which version it is, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: object, prefix: str, local: dict[str, int], *others: object) -> None:
+        if local.get("version") is None:
+            raise ValueError("version should be set")
+        super()._load_from_state_dict(state, prefix, local, *others)  # type: ignore[arg-type]
+
+
+def test_part_that_asks_for_its_version_is_told_it(tmp_path: Path) -> None:
+    source = nn.Sequential(Versioned(3, 4))
+    save_file(source.state_dict(), tmp_path / "versioned.safetensors")
+    found = nn.Sequential(Versioned(3, 4))
+    with pytest.raises(ValueError, match="version should be set"):
+        found.load_state_dict(dict(source.state_dict()))
+    load_weights(found, tmp_path / "versioned.safetensors", "toy/net")
+    assert_loaded(found, source)
+
+
+def test_versions_that_a_state_says_itself_stay() -> None:
+    state = nn.BatchNorm1d(4).state_dict()
+    assert with_versions(nn.BatchNorm1d(4), state) is state

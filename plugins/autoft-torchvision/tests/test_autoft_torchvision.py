@@ -27,6 +27,7 @@ from autoft.testing.checks import run_checks
 
 HEAD = autoft_heads()[0]
 SMALL = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "regnet_y_400mf", "mnasnet0_5", "efficientnet_b0")
+LARGE = ("convnext_tiny", "vgg11_bn", "swin_t", "vit_b_32", "maxvit_t")
 NEED_VALUES = ("regnet_", "swin_")  # torchvision computes widths or indices with tensors, which have none on `meta`
 
 
@@ -46,8 +47,14 @@ def test_conformance(check: BoundCheck) -> None:
     check()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", [*SMALL[2:], "densenet121", "convnext_tiny", "vgg11_bn", "swin_t", "vit_b_32", "maxvit_t"])
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(pytest.param(model, marks=pytest.mark.slow) for model in (*SMALL[2:], "densenet121")),
+        *(pytest.param(model, marks=pytest.mark.large) for model in LARGE),
+    ],
+)
 def test_conformance_kit_passes_for_other_architectures(model: str) -> None:
     found = backbone(model)
     if not model.startswith(("vit", "swin", "maxvit")):
