@@ -37,6 +37,7 @@ from autoft.events import Event
 from autoft.knobs import SETTINGS
 from autoft.prepare import SUGGESTED_MILLIONS_TEXT
 from autoft.specs import Choice, Range
+from autoft.starter import meanings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -49,20 +50,6 @@ FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
 # --- what is made from the code -----------------------------------------------------------------------
-
-
-def attributes(owner: type) -> dict[str, str]:
-    """Return what a class's docstring says of each attribute, on one line each."""
-    section = (inspect.getdoc(owner) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
-    found: dict[str, str] = {}
-    for line in section.splitlines():
-        start = re.match(r"    (\w+): (.*)", line)
-        if start:
-            name = start[1]
-            found[name] = start[2]
-        elif line.startswith("        "):
-            found[name] += " " + line.strip()
-    return found
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -81,7 +68,7 @@ def settings() -> str:
     """Every setting of a study file but `space`, with its default and meaning."""
 
     def rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, ...]]:
-        about = attributes(model)
+        about = meanings(model)
         for name, field in model.model_fields.items():
             section = SECTIONS.get(name) if not prefix else None
             if section is not None:
@@ -185,11 +172,11 @@ def contracts() -> str:
             continue
         about = (inspect.getdoc(value) or "").partition("\n\n")[0]
         if dataclasses.is_dataclass(value):
-            meanings = attributes(value) or dict.fromkeys(value.__dataclass_fields__, "")  # where the first line says all
+            about_each = meanings(value) or dict.fromkeys(value.__dataclass_fields__, "")  # where the first line says all
             rows = []
             for field in dataclasses.fields(value):
                 missing = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-                rows.append((f"`{field.name}`", f"`{field.type}`", "yes" if missing else "", meanings[field.name]))
+                rows.append((f"`{field.name}`", f"`{field.type}`", "yes" if missing else "", about_each[field.name]))
             parts.append(f"### {name}\n\n{about}\n\n" + table(("field", "type", "required", "meaning"), rows))
         elif getattr(value, "_is_protocol", False):
             members = [(key, member) for key, member in vars(value).items() if not key.startswith("_")]
@@ -336,7 +323,7 @@ def unmentioned(page: str, words: list[str]) -> list[str]:
 
 
 def event_kinds() -> list[str]:
-    return re.findall(r"`(\w+)`", attributes(Event)["kind"])
+    return re.findall(r"`(\w+)`", meanings(Event)["kind"])
 
 
 def test_events_and_policies_are_explained():

@@ -70,6 +70,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "determinism",
         "prepare",
         "preflight",
+        "starter",
         "runfolder",
         "export",
         "report",

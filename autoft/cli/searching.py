@@ -189,6 +189,53 @@ def search(
         raise typer.Exit(SIGNALLED + stop.asked)
 
 
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="The data: a folder, a file, or hf://datasets/OWNER/NAME.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The study file; `-` prints it.", show_default=True)
+    ] = Path("study.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.  [default: off]")] = False,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option("--backbone", "-b", help="Backbone to try, FAMILY/MODEL; may be repeated.  [default: suggested]"),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            help="Weights of every --backbone: `pretrained`, `none`, or a local file or folder.  [default: pretrained]",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="A.B=VALUE",
+            help="Set one setting of the study, such as data.label=COLUMN; may be repeated.  [default: none]",
+        ),
+    ] = None,
+    no_plugins: NoPlugins = False,
+) -> None:
+    """Write a study file for your data: what autoft finds in it, and every setting at its default, explained.
+
+    The data is read as `autoft search` reads it, so whatever is wrong with it is told now.
+    """
+    overrides = _overrides({}, backbone, weights, settings or [])
+    from autoft.prepare import load_config, prepare
+    from autoft.starter import starter, write_starter
+
+    heard: list[Event] = []
+    config, catalog = load_config(Path(data), overrides, plugins=not no_plugins)
+    printed = str(output) == "-"
+    text = starter(prepare(config, catalog, heard.append), heard, Path.cwd() if printed else output.parent)
+    if printed:
+        print(text, end="")
+        return
+    write_starter(output, text, force=force)
+    print_pairs([("study", output), ("next", f"autoft search {output}")])
+
+
 def _overrides(
     named: dict[str, Any], backbones: Sequence[str] | None, weights: str | None, settings: Sequence[str]
 ) -> list[str]:

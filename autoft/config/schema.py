@@ -204,7 +204,8 @@ class DataConfig(Section):
     """Where the samples come from, and how they are split.
 
     Attributes:
-        path: File or folder of the data, absolute; or `hf://datasets/OWNER/NAME` on the Hugging Face hub.
+        path: File or folder of the data, in a study file from its folder on, and absolute once it is loaded; or
+            `hf://datasets/OWNER/NAME` on the Hugging Face hub.
         plugin: Name of the data format, or None to detect it.
         text: Of a table, the column of the texts, or two columns of text pairs; None to find it.
         image: Of a table, the column of the images' paths, relative to the table; None to find it.
@@ -255,7 +256,7 @@ class BackboneConfig(Section):
 
     Attributes:
         name: Full name, `FAMILY/MODEL`.
-        weights: `pretrained` (hub or cache), `none` (random), or the absolute path of a local file or folder.
+        weights: `pretrained` (hub or cache), `none` (random), or the path of a local file or folder.
         image_size: Side of the square input in pixels, or None to choose by the model and the data.
         max_length: For texts, the most tokens of a sample, or None to choose by the model and the data.
     """
@@ -467,7 +468,7 @@ class StudyConfig(Section):
         plain = self.model_dump(mode="json", exclude={"space"})
         if self.search.storage is not None:
             plain["search"]["storage"] = masked(self.search.storage)
-        plain["space"] = {name: _plain_entry(entry) for name, entry in self.space.items()}
+        plain["space"] = {name: plain_entry(entry) for name, entry in self.space.items()}
         return plain
 
 
@@ -579,7 +580,7 @@ def parse_entry(name: str, raw: object) -> SpaceEntry:
     return scalar
 
 
-def _plain_entry(entry: SpaceEntry) -> object:
+def plain_entry(entry: SpaceEntry) -> object:
     """Return an entry of the space as a study file writes it; the inverse of `parse_entry`."""
     if isinstance(entry, Range):
         plain = {"low": entry.low, "high": ALL if entry.high == math.inf else entry.high, "log": entry.log}
