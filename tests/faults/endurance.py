@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import sys
@@ -76,7 +77,8 @@ class Watch:
         kept = {True: 0, False: 0}
         for folder, _, files in os.walk(self.run):
             for name in files:
-                kept[name.endswith(GROWN)] += (Path(folder) / name).stat().st_size
+                with contextlib.suppress(FileNotFoundError):  # a worker's unfinished file, that has got its name meanwhile
+                    kept[name.endswith(GROWN)] += (Path(folder) / name).stat().st_size
         self.trials.append(1 + max(int(path.name) for path in (self.run / "trials").iterdir()))
         self.note("memory of the driver (MB)", me.memory_info().rss / MEGABYTE)
         if workers:
