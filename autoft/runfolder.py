@@ -23,6 +23,7 @@ FORMAT = 1
 """Of run folders: raised with whatever a later autoft must do to go on with a folder of this one; `_migrate` does it."""
 LOCK = "lock.json"
 STUDY = "study.db"
+TRIALS = "trials"  # a folder for each
 PLACE = "storage.json"  # in place of STUDY: which database has the trials, without its password
 TOKENS = "tokens"  # texts as tokens, made before anything is searched
 PIXELS = "pixels"  # decoded images, shared by workers
@@ -91,7 +92,7 @@ class RunFolder:
 
     def trial(self, number: int) -> Path:
         """Return the folder of one trial."""
-        return self.path / "trials" / str(number)
+        return self.path / TRIALS / str(number)
 
     def log(self, event: Event) -> None:
         """Append an event to `log.jsonl`."""
@@ -217,7 +218,7 @@ def _remove_unfinished(path: Path) -> None:
 
     But for the workers of a search that was killed this moment: they end at once, and may still finish a file before.
     """
-    trainings = [training for kept in ("trials", "confirm", "refit") for training in path.glob(f"{kept}/*")]
+    trainings = [training for kept in (TRIALS, "confirm", "refit") for training in path.glob(f"{kept}/*")]
     for folder in (path, *trainings, *(training / "checkpoint" for training in trainings)):
         remove_unfinished(folder)
 

@@ -28,7 +28,7 @@ from autoft.events import Event, Listener
 from autoft.files import read_json, write_checked
 from autoft.optuna_tables import BUSY, connect_file, other_schema, refuse_other, schemas, stored_schema, upgrade
 from autoft.outage import PatientStorage
-from autoft.runfolder import PLACE, STUDY
+from autoft.runfolder import PLACE, STUDY, TRIALS
 from autoft.specs import Direction
 from autoft.worker import is_full_disk
 
@@ -162,6 +162,12 @@ def open_study(
 def _open_file(
     database: Path, name: str, direction: Direction, warn: Callable[[str], None], should_stop: Callable[[], bool]
 ) -> optuna.Study:
+    there, trials = database.exists(), database.parent / TRIALS
+    if any(trials.glob("*")) and not (there and database.stat().st_size):
+        raise RunError(
+            f"{database} is {'empty' if there else 'gone'}, but {trials} holds its trials' files",
+            "restore it from a backup, or choose another folder with -o",
+        )
     try:
         upgrade(database, warn)
         return optuna.create_study(

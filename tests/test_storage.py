@@ -380,6 +380,18 @@ def test_reading_does_not_wait_for_a_server_that_is_away(tmp_path: Path) -> None
         read_study(run, {})
 
 
+@pytest.mark.parametrize("state", ["empty", "gone"])
+def test_database_that_was_lost_is_no_new_beginning(state: str, tmp_path: Path) -> None:
+    (tmp_path / "trials" / "0").mkdir(parents=True)
+    if state == "empty":
+        (tmp_path / STUDY).touch()
+    with pytest.raises(RunError, match=f"study.db is {state}, but .*trials holds its trials' files") as caught:
+        open_study(tmp_path, None, "study", "maximize")
+    assert "backup" in caught.value.hint
+    (tmp_path / "trials" / "0").rmdir()
+    assert open_study(tmp_path, None, "study", "maximize").trials == []
+
+
 def test_folder_without_trials_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"has no study\.db"):
         read_study(tmp_path, {})
