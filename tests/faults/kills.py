@@ -111,6 +111,11 @@ class Search:
         begun = [json.loads(line) for line in lines]
         return Counter((str(Path(each["training"]).relative_to(self.path)), each["epoch"]) for each in begun)
 
+    def epochs_of(self, pid: int) -> int:
+        """Return how many epochs a process has begun."""
+        lines = self.ledger.read_text().splitlines() if self.ledger.exists() else []
+        return sum(json.loads(line)["pid"] == pid for line in lines)
+
     def log(self) -> list[dict[str, Any]]:
         """Return the events of all sessions; a torn line can only be one at which a process was killed."""
         events = []
@@ -167,6 +172,9 @@ class Chaos:
     bad_stops: list[str] = field(default_factory=list)
     lasting: list[str] = field(default_factory=list)
     known: dict[int, Any] = field(default_factory=dict)
+    young: set[str] = field(
+        default_factory=set
+    )  # workers, by number, whose last process was struck before it had trained an epoch
 
     def look(self, search: Search) -> None:
         """Compare the trials that had ended with those that have."""
@@ -193,7 +201,7 @@ def torment(search: Search, kills: int, rng: random.Random) -> Chaos:
                 chaos.look(search)
                 process.send_signal(signal.SIGCONT)
                 if chaos.done.total() < (kills if chaos.known else 2 * kills // 3):
-                    _strike(chaos, process, rng)
+                    _strike(chaos, search, process, rng)
             if process.poll() is not None:
                 chaos.look(search)
                 if process.returncode == 0:
@@ -205,7 +213,12 @@ def torment(search: Search, kills: int, rng: random.Random) -> Chaos:
         process.kill()
 
 
-def _strike(chaos: Chaos, process: subprocess.Popen[str], rng: random.Random) -> None:
+def _strike(chaos: Chaos, search: Search, process: subprocess.Popen[str], rng: random.Random) -> None:
+    """Do something to the driver or to a worker.
+
+    A worker that has just begun is struck once in a row: a trial whose workers die four times without an epoch between
+    fails, as it is to.
+    """
     (action,) = rng.choices(list(ACTIONS), list(ACTIONS.values()))
     workers = workers_of(process)
     if action.startswith("driver"):
@@ -223,8 +236,13 @@ def _strike(chaos: Chaos, process: subprocess.Popen[str], rng: random.Random) ->
                 chaos.bad_stops.append(f"exit {process.returncode} after {seconds:.1f} s")
         process.wait()
     elif workers:
-        chaos.in_flight += 1
         victim = rng.choice(workers)
+        number = (victim.cmdline() or [""])[-1]  # one that has ended has none
+        trained = search.epochs_of(victim.pid) > 1
+        if not trained and number in chaos.young:
+            return
+        (chaos.young.discard if trained else chaos.young.add)(number)
+        chaos.in_flight += 1
         if action == "worker stopped":
             victim.suspend()
             try:
