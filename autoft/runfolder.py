@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import socket
 import time
@@ -334,6 +335,43 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def _as_json(value: Any) -> Any:
     """Return a value as it comes back from JSON, which knows no tuples."""
     return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of a run's log, of all its sessions, in order; none where there is no log."""
+    log = path / "log.jsonl"
+    if not log.exists():
+        return
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # a kill tears the last line, a damaged disk any: of one that cannot be read, nothing is told
+        if isinstance(event, dict) and "event" in event:
+            yield event
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a run folder, or held it last.
+
+    Attributes:
+        pid: Of the process.
+        host: Its machine.
+        alive: Whether it is still there; None where it is on another machine, which nobody can see from here.
+    """
+
+    pid: int
+    host: str
+    alive: bool | None
+
+
+def holder(path: Path) -> Holder | None:
+    """Return who holds a run folder, or held it last; None where nobody ever signed. The lock is not touched."""
+    known = _signature(path)
+    if known is None:
+        return None
+    return Holder(known.pid, known.host, _lives(known) if known.host == socket.gethostname() else None)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "preflight",
         "starter",
         "runfolder",
+        "status",
         "export",
         "report",
         "discovery",

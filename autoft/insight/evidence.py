@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autoft.errors import RunError
 from autoft.finish import read_result
 from autoft.knobs import BY_NAME, Value
+from autoft.runfolder import read_events
 from autoft.seals import check
 from autoft.space import AS_SEARCHED
 from autoft.specs import Direction, Range
@@ -92,7 +92,7 @@ def read_run(run: Path) -> Evidence:
     trials, direction = read_study(run)
     check(trials, f"the database of {run}")
     result = read_result(run) or {}
-    events = list(_events(run / "log.jsonl"))
+    events = list(read_events(run))
     searches = [event for event in events if event["event"] == "search"]
     counts = {event["backbone"]: event["stages"] for event in events if event["event"] == "preflight" and "stages" in event}
     space = _stored_space(run / "study.yaml")
@@ -210,18 +210,6 @@ def _curve(trial: FrozenTrial, direction: Direction) -> list[float]:
 
 def _lowest(what: BaseDistribution | None) -> float:
     return what.low if isinstance(what, FloatDistribution | IntDistribution) else math.inf
-
-
-def _events(log: Path) -> Iterable[dict[str, Any]]:
-    if not log.exists():
-        return
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # a kill tears the last line, a damaged disk any: of one that cannot be read, nothing is told
-        if isinstance(event, dict) and "event" in event:
-            yield event
 
 
 def _stored_space(study: Path) -> Mapping[str, Any]:

@@ -35,7 +35,6 @@ from autoft.errors import AutoftError, ConfigError
 from autoft.files import load_tensors, write_checked
 from autoft.finish import read_result
 from autoft.head_start import load_head, save_head
-from autoft.insight.evidence import _events
 from autoft.openings import Probed, probe_once
 from autoft.prefix_store import PrefixStore
 from autoft.seals import read_whole, readable
@@ -276,7 +275,7 @@ def best_of(folder: Path) -> Any:
 
 def known_events(log: Path) -> str:
     """Return whether all events of a log can be read, or fewer; none may be an event that is not one."""
-    found = list(_events(log))
+    found = list(runfolder.read_events(log.parent))
     assert all(isinstance(event["event"], str) for event in found)
     whole = [line for line in log.read_bytes().split(b"\n") if line.endswith(b"}")]
     return "all" if len(found) == len(whole) else "fewer"
