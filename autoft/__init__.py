@@ -1,6 +1,6 @@
 """autoft finds the best way to fine-tune a pretrained model on your data, and exports it proven.
 
-Importing this package imports neither torch nor timm; `search` does when it is first used.
+Importing this package imports neither torch nor timm; `search` and `load` do when they are first used.
 """
 
 from __future__ import annotations
@@ -13,11 +13,29 @@ if TYPE_CHECKING:
     from autoft.driver import search
     from autoft.finish import SearchResult
     from autoft.hookspecs import HOOKS_VERSION, hookimpl
+    from autoft.loaded import Answer, Answers, Bundle, Scores, load
 
 __version__ = "0.1.0"
-__all__ = ["HOOKS_VERSION", "AutoftError", "SearchResult", "__version__", "hookimpl", "search"]
+__all__ = [
+    "HOOKS_VERSION",
+    "Answer",
+    "Answers",
+    "AutoftError",
+    "Bundle",
+    "Scores",
+    "SearchResult",
+    "__version__",
+    "hookimpl",
+    "load",
+    "search",
+]
 
 _LAZY = {
+    "Answer": "autoft.loaded",
+    "Answers": "autoft.loaded",
+    "Bundle": "autoft.loaded",
+    "Scores": "autoft.loaded",
+    "load": "autoft.loaded",
     "search": "autoft.driver",
     "SearchResult": "autoft.finish",
     "hookimpl": "autoft.hookspecs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -61,6 +62,19 @@ class SearchResult:
     front: tuple[Point, ...] = ()
     failures: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     differs: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the winner against the preset, the test score, where everything is."""
+        best = "none yet" if self.value is None else f"trial {self.trial}: {self.metric} {self.value:.4f} on validation"
+        rows = [("best", best)]
+        if self.preset is not None:
+            rows.append(("preset", f"{self.preset:.4f}"))
+        if self.metric in self.test:
+            rows.append(("test", f"{self.test[self.metric]:.4f} ± {self.test_error:.4f}"))
+        rows.append(("trials", ", ".join(f"{count} {state}" for state, count in self.trials.items())))
+        rows += [("run", str(self.run)), ("bundle", str(self.bundle or "none yet: the same call goes on"))]
+        listed = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
+        return f"<table><tbody>{listed}</tbody></table>"
 
 
 def export_winner(

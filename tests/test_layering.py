@@ -78,6 +78,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "discovery",
         "template",
         "deploy",
+        "loaded",
         "signing",
         "verify",
         "inspection",
