@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FinishedRun
+from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
@@ -165,6 +169,16 @@ def test_mistakes_begin_with_the_surest_wrong_answer(tmp_path: Path) -> None:
     assert len(rows) == min(MOST, len(wrong))
     assert rows[0][1].endswith(f"-{worst}")
     assert rows[0][2:4] == ["abc"[int(found.targets[worst])], "abc"[scores[worst].argmax()]]
+
+
+def test_images_of_mistakes_are_small_and_one_that_is_gone_is_told(tmp_path: Path) -> None:
+    Image.new("RGB", (640, 320), "red").save(tmp_path / "red.png")
+    files = tuple(str(tmp_path / name) for name in ("red.png", "gone.png")) * 150
+    kept(tmp_path, replace(made("label"), files=files, texts=(None,) * 300))
+    body = shown(mistakes(tmp_path))
+    encoded = re.findall(r'src="data:image/webp;base64,([^"]+)"', body)
+    assert Image.open(io.BytesIO(base64.b64decode(encoded[0]))).size == (160, 80)
+    assert len(encoded) + body.count("cannot be read as an image any more") == MOST > len(encoded)
 
 
 def test_many_classes_and_samples_stay_small(tmp_path: Path) -> None:
