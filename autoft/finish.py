@@ -11,6 +11,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autoft.answered import keep
 from autoft.contest import Chosen
 from autoft.deployed import Point
 from autoft.determinism import reasons_to_differ
@@ -98,7 +99,8 @@ def export_winner(
     Raises:
         ExportError: The model cannot be exported, or the gate fails.
     """
-    stored = export_chosen(chosen, prepared, run.bundle, worker, recipe, trials, scored=look_at_test(trials))
+    scored = look_at_test(trials)
+    stored = export_chosen(chosen, prepared, run.bundle, worker, recipe, trials, scored=scored, answers=run.path)
     write_checked(run.path / RESULT, stored)
     return stored
 
@@ -122,6 +124,7 @@ def export_chosen(
     trials: Trials,
     *,
     scored: int,
+    answers: Path | None = None,
 ) -> dict[str, Any]:
     """Export a trial through the gate, and return what there is to say of it, as `result.json` has it.
 
@@ -133,6 +136,7 @@ def export_chosen(
         recipe: Makes settings of the trial's parameters.
         trials: All trials.
         scored: How many models of this run were scored on the test split, this one included.
+        answers: The run folder, for what the model answered to validation and test; None keeps nothing.
 
     Raises:
         ExportError: The model cannot be exported, or the gate fails.
@@ -191,6 +195,8 @@ def export_chosen(
         max_output_difference=prepared.config.export.max_output_difference,
         golden=prepared.config.export.golden,
     )
+    if answers is not None:
+        keep(answers, exported.answered)
     return {
         "metric": prepared.objective.metric,
         "winner": {

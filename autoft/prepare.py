@@ -166,7 +166,7 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
         listener(Event("data", note, {"about": "data"}))
     listener(_summary(raw, format_name, splits, targets, metric, head))
     for warning in splits.warnings:
-        listener(Event("warning", warning, {"about": "splits"}))
+        listener(Event("warning", warning, {"about": "splits", "warning": warning}))
     if raw.rejected:
         shown = "; ".join(f"{rejected.id}: {rejected.reason}" for rejected in raw.rejected[:3])
         listener(
@@ -397,6 +397,7 @@ def _summary(raw: RawData, format_name: str, splits: Splits, targets: Targets, m
         {
             "format": format_name,
             "classes": list(targets.labels),
+            "counts": list(targets.counts),
             **counts,
             "made_splits": list(splits.made),
             "rejected": len(raw.rejected),

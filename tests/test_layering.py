@@ -63,6 +63,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "outage",
         "seals",
         "promotion",
+        "answered",
         "finish",
         "contest",
         "session",

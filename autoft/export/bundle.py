@@ -17,6 +17,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from autoft.answered import Answered, collect
 from autoft.errors import ExportError
 from autoft.export.card import model_card
 from autoft.export.contract import FORMAT, FORMAT_VERSION
@@ -103,6 +104,7 @@ class Exported:
         reports: The head's finer account of the `validation` and the `test` split, such as one entry a class.
         preprocess: How far `onnx/preprocess.onnx` is from the script; None where the bundle has none.
         variants: What `autoft.json` says of other graphs than the float32 one, and which is recommended; empty for none.
+        answered: What the trained model answered to both splits, by split; empty where an answer is no row of numbers.
     """
 
     parity: Parity
@@ -112,6 +114,7 @@ class Exported:
     reports: dict[str, dict[str, Any]]
     preprocess: PreprocessParity | None = None
     variants: Mapping[str, Any] = field(default_factory=dict)
+    answered: Mapping[str, Answered] = field(default_factory=dict)
 
 
 def export_bundle(
@@ -185,6 +188,7 @@ def export_bundle(
             },
             preprocess=check_preprocess(draft, trained.validation.samples),
             variants=variants,
+            answered=_answered(trained, validation, test),
         )
         _write_golden(draft, trained.validation.samples, golden)
         measured = exported_facts(exported)
@@ -194,6 +198,14 @@ def export_bundle(
         if golden:
             _replay_golden(draft)
     return exported
+
+
+def _answered(trained: Trained, validation: Rows, test: Rows) -> dict[str, Answered]:
+    found = {
+        "validation": collect(validation, trained.validation, trained.objective),
+        "test": collect(test, trained.test, trained.objective),
+    }
+    return {split: answers for split, answers in found.items() if answers is not None}
 
 
 def exported_facts(exported: Exported) -> dict[str, Any]:
