@@ -125,6 +125,7 @@ def search(
                 for folder in (run.prefix, run.pixels, run.refit):
                     if folder.exists():
                         shutil.rmtree(folder)
+                result = replace(result, report=_report(path, listener))
             return result
     except AutoftError:
         raise
@@ -594,6 +595,17 @@ class _Driver:
     def _end_event(self, number: int, state: str, value: float | None, why: str, leads: bool, seconds: float) -> None:
         metric = self.objective.metric
         self.listener(telling.trial_ended(number, state, value, why, leads=leads, seconds=seconds, metric=metric))
+
+
+def _report(run: Path, listener: Listener) -> Path | None:
+    """Write the report of a finished search; where that fails, say so: the result stands without it."""
+    from autoft.report.page import write_report  # here, as plotly takes a second that most commands would wait in vain
+
+    try:
+        return write_report(run)
+    except Exception as error:  # noqa: BLE001 - told below; whatever it is, the search is done and its bundle is there
+        listener(telling.report_failed(run, error))
+        return None
 
 
 def _check_refit(prepared: Prepared) -> None:

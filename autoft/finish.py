@@ -48,6 +48,7 @@ class SearchResult:
         front: With `search.objectives`, the trials that are best for what they cost; else empty.
         failures: How many trials failed for what (`failed`), and how often a failure was survived (`survived`), by type.
         differs: Why another search of the same study and seed may give other trials; empty where it repeats bit for bit.
+        report: The page that tells of the search, or None where it was interrupted or the page could not be written.
     """
 
     run: Path
@@ -63,6 +64,7 @@ class SearchResult:
     front: tuple[Point, ...] = ()
     failures: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     differs: tuple[str, ...] = ()
+    report: Path | None = None
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the winner against the preset, the test score, where everything is."""

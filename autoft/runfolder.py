@@ -143,7 +143,7 @@ def open_run(
     try:
         _sign(path)
         # read before the cleaning block below: a lock that is not ours, or of another study, must stay as it is
-        lock = _read_lock(path) if (path / LOCK).exists() else None
+        lock = read_lock(path) if (path / LOCK).exists() else None
         resumed = lock is not None and was_searched(path)
         old = resumed and lock is not None and lock["format"] < FORMAT
         if lock is None or not resumed:  # one without trials is what a kill before the search left
@@ -194,7 +194,7 @@ def hold(path: Path) -> Iterator[dict[str, Any]]:
         reason = "another process holds it" if isinstance(error, Timeout) else str(error)
         raise RunError(f"the run folder {path} must be free, but {reason}", "wait for the search, or stop it") from error
     try:
-        yield _read_lock(path)
+        yield read_lock(path)
     finally:
         holder.release()
 
@@ -249,7 +249,12 @@ def _check_folder(path: Path) -> list[Path]:
     return []
 
 
-def _read_lock(path: Path) -> dict[str, Any]:
+def read_lock(path: Path) -> dict[str, Any]:
+    """Return the content of a run folder's `lock.json`.
+
+    Raises:
+        RunError: It cannot be read, is damaged, or is of a newer autoft.
+    """
     try:
         lock = read_json(path / LOCK)
     except (OSError, ValueError) as error:

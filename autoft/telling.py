@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autoft.errors import first_line
 from autoft.events import Event, Listener
 from autoft.finish import SearchResult
 from autoft.space import Candidate, Space
@@ -185,6 +186,13 @@ def search_done(result: SearchResult, stored: Mapping[str, Any], *, run: Path, b
         f"± {number(result.test_error)} on test",
         {**stored, "run": str(run), "bundle": str(bundle), "trials": result.trials},
     )
+
+
+def report_failed(run: Path, error: Exception) -> Event:
+    """Say that the report could not be written, and how to try again."""
+    why = f"{type(error).__name__}: {first_line(error)}"
+    text = f"the search is done, but its report could not be written: {why}; hint: `autoft report {run}` tries again"
+    return Event("warning", text, {"about": "report", "run": str(run), "why": why})
 
 
 def many(count: int, noun: str) -> str:

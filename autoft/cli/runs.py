@@ -1,4 +1,4 @@
-"""Commands about a run folder: export again, free room, train the winner again, learn from the trials."""
+"""Commands about a run folder: export again, free room, train the winner again, learn from the trials, report."""
 
 from __future__ import annotations
 
@@ -209,3 +209,28 @@ def insight(
         print_table(rows)
     print()
     print_pairs([("page", page)])
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder of a search, finished or not.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The page.  [default: RUN_DIR/report.html]")
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Show it in the browser.  [default: off]")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of a run: one page of HTML that needs no network.
+
+    It has the winner against the preset, all trials, plots of the search, what was learned, and how to run and reproduce the
+    result. A finished search has written it already. Nothing is trained; the search may go on meanwhile.
+    """
+    from autoft.report.page import write_report
+
+    page = write_report(run, output)
+    if as_json:
+        print(json.dumps({"run": str(run), "page": str(page)}, indent=2))
+    else:
+        print_pairs([("page", page)])
+    if open_page and typer.launch(page.resolve().as_uri()) != 0:
+        raise AutoftError(f"no browser could be started for {page}", "open the file by hand")

@@ -285,6 +285,7 @@ def _print_result(result: SearchResult, brief: bool) -> None:
             *_failure_lines(result.failures),
             ("run", result.run),
             ("bundle", result.bundle),
+            *([("report", result.report)] if result.report is not None else []),
             ("next", f"autoft predict {result.bundle} INPUTS..."),
         ]
     )

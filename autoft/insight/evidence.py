@@ -89,6 +89,21 @@ def read_run(run: Path) -> Evidence:
     Raises:
         RunError: There is no run, it cannot be read, or no trial of it has trained an epoch.
     """
+    evidence = read_evidence(run)
+    if not evidence.trials:
+        raise RunError(
+            f"insight needs a trial that has trained an epoch, but of the {evidence.left_out} in {run} none has",
+            f"`autoft search {run / 'study.yaml'} -o {run}` goes on with the search",
+        )
+    return evidence
+
+
+def read_evidence(run: Path) -> Evidence:
+    """Read what a run knows, which may be no trial at all; nothing in its folder is changed.
+
+    Raises:
+        RunError: There is no run, or it cannot be read.
+    """
     trials, direction = read_study(run)
     check(trials, f"the database of {run}")
     result = read_result(run) or {}
@@ -96,7 +111,7 @@ def read_run(run: Path) -> Evidence:
     searches = [event for event in events if event["event"] == "search"]
     counts = {event["backbone"]: event["stages"] for event in events if event["event"] == "preflight" and "stages" in event}
     space = _stored_space(run / "study.yaml")
-    evidence = weigh(
+    return weigh(
         trials,
         direction,
         metric=result.get("metric") or next((event["metric"] for event in reversed(searches) if "metric" in event), "score"),
@@ -104,12 +119,6 @@ def read_run(run: Path) -> Evidence:
         seed_noise=seed_noise(result.get("confirmed", {}).get("values", {}).values()),
         stages=next(iter(counts.values())) if len(counts) == 1 else None,
     )
-    if not evidence.trials:
-        raise RunError(
-            f"insight needs a trial that has trained an epoch, but of the {len(trials)} in {run} none has",
-            f"`autoft search {run / 'study.yaml'} -o {run}` goes on with the search",
-        )
-    return evidence
 
 
 def weigh(

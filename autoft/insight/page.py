@@ -53,26 +53,17 @@ def render(insight: Insight) -> str:
     evidence = insight.evidence
     figures = []
     if insight.importances is not None:
-        about = (
-            f"Share of what sets the best {insight.importances.best} of {len(evidence.trials)} trials apart (PED-ANOVA). "
-            "Chance alone may give as much as the line says; where a bar is grey, it may be chance."
-        )
-        figures.append(("What matters", about, _importances(insight)))
+        figures.append(("What matters", about_importances(insight), draw_importances(insight)))
     for found in insight.dependences:
-        about = (
-            f"Expected {evidence.metric} after {evidence.epochs} epochs, over what trials had of other settings, and "
-            "one standard deviation over the trees of a random forest. Full dots trained all epochs; of hollow "
-            "ones the rest is expected."
-        )
-        figures.append((f"`{found.name}`", about, _dependence(found, evidence)))
+        figures.append((f"`{found.name}`", about_dependence(evidence), draw_dependence(found, evidence)))
     drawn = "\n".join(
-        f"<figure>\n<h2>{_marked(title)}</h2>\n"
+        f"<figure>\n<h2>{marked(title)}</h2>\n"
         f"{figure.to_html(full_html=False, include_plotlyjs=not place, config=SHOWN)}\n"
         f"<figcaption>{html.escape(about)}</figcaption>\n</figure>"
         for place, (title, about, figure) in enumerate(figures)
     )
-    warning = f'<p class="warning">{_marked(insight.warning)}</p>\n' if insight.warning else ""
-    listed = "\n".join(f"<li>{_marked(sentence)}</li>" for sentence in insight.sentences)
+    warning = f'<p class="warning">{marked(insight.warning)}</p>\n' if insight.warning else ""
+    listed = "\n".join(f"<li>{marked(sentence)}</li>" for sentence in insight.sentences)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -82,7 +73,26 @@ def render(insight: Insight) -> str:
     )
 
 
-def _importances(insight: Insight) -> go.Figure:
+def about_importances(insight: Insight) -> str:
+    """Return what is to be said under the plot of the importances."""
+    assert insight.importances is not None
+    return (
+        f"Share of what sets the best {insight.importances.best} of {len(insight.evidence.trials)} trials apart "
+        "(PED-ANOVA). Chance alone may give as much as the line says; where a bar is grey, it may be chance."
+    )
+
+
+def about_dependence(evidence: Evidence) -> str:
+    """Return what is to be said under the plot of a dependence."""
+    return (
+        f"Expected {evidence.metric} after {evidence.epochs} epochs, over what trials had of other settings, and "
+        "one standard deviation over the trees of a random forest. Full dots trained all epochs; of hollow "
+        "ones the rest is expected."
+    )
+
+
+def draw_importances(insight: Insight) -> go.Figure:
+    """Return the settings' shares as bars, with what chance may give; the insight must have importances."""
     found = insight.importances
     assert found is not None
     settings = found.settings[::-1]  # plotly draws the first at the bottom
@@ -108,7 +118,8 @@ def _importances(insight: Insight) -> go.Figure:
     return _styled(figure, height=120 + 26 * len(settings))
 
 
-def _dependence(found: Dependence, evidence: Evidence) -> go.Figure:
+def draw_dependence(found: Dependence, evidence: Evidence) -> go.Figure:
+    """Return how the metric depends on a setting as a curve, or as a bar a value, with every trial as a dot."""
     off = [point for point in found.points if point.off]
     on = [point for point in found.points if not point.off]
     having = [trial for trial in evidence.trials if found.name in trial.params]
@@ -188,7 +199,7 @@ def _styled(figure: go.Figure, height: int) -> go.Figure:
     return figure
 
 
-def _marked(text: str) -> str:
+def marked(text: str) -> str:
     """Return a sentence as HTML: what is between backticks is code."""
     parts = html.escape(text).split("`")
     return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
