@@ -8,7 +8,7 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
-from autoft.builtin import timm as family
+from autoft import timm_models
 from autoft.errors import BackboneError
 from autoft.freezing import check_stages, frozen_modules, frozen_parameters, parameter_groups, stages_by_module
 from autoft.specs import Stage
@@ -180,7 +180,7 @@ def test_groups_agree_with_timms_layer_decay(name: str) -> None:
         for group in param_groups_weight_decay(whole, weight_decay=0.05, no_weight_decay_list=exempt)
         for parameter in group["params"]
     }
-    ours = groups_of(module, family.stages(module), nn.Identity(), no_weight_decay=family.no_weight_decay(module))
+    ours = groups_of(module, timm_models.stages(module), nn.Identity(), no_weight_decay=timm_models.no_weight_decay(module))
     assert set(ours) == {parameter_name for parameter_name, _ in module.named_parameters()}
     assert len({values["lr"] for values in ours.values()}) > 5, "the comparison must see different rates"
     assert ours == {parameter_name: theirs[parameter_name] for parameter_name in ours}

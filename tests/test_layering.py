@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "hf_files",
         "hf_models",
         "timm_maps",
+        "timm_models",
     ),
     ("confirm", "soup", "model", "mixing", "regularize", "averaging", "schedule", "gradients", "tokens", "loading"),
     ("train", "checkpoint", "knobs", "space", "prefix", "prefix_store", "prefix_data", "reuse", "resampling"),

@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 from toy_training import CONVNET, MLP
 
-from autoft.builtin import timm as family
+from autoft import timm_models
 from autoft.errors import BackboneError
 from autoft.layers import batch_norms, drop_path_layers, set_stochastic_depth, traits, word_embeddings
 from autoft.specs import BackboneRequest
@@ -23,7 +23,7 @@ def rates(module: nn.Module) -> list[float]:
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "test_byobnet"])
 def test_rates_are_those_that_timm_gives_a_model(name: str) -> None:
     wanted = rates(timm.create_model(name, drop_path_rate=0.3))
-    module = family.resolve(BackboneRequest(name, "none")).build()
+    module = timm_models.resolve(BackboneRequest(name, "none")).build()
     assert "stochastic_depth" in traits(module)
     set_stochastic_depth(module, 0.3)
     found = rates(module)
@@ -34,7 +34,7 @@ def test_rates_are_those_that_timm_gives_a_model(name: str) -> None:
 def test_outputs_in_training_are_those_of_timms_own_model() -> None:
     torch.manual_seed(0)
     reference = timm.create_model("vit_tiny_patch16_224", drop_path_rate=0.5, num_classes=0).train()
-    module = family.resolve(BackboneRequest("vit_tiny_patch16_224", "none")).build().train()
+    module = timm_models.resolve(BackboneRequest("vit_tiny_patch16_224", "none")).build().train()
     module.load_state_dict(reference.state_dict())
     set_stochastic_depth(module, 0.5)
     images = torch.randn(2, 3, 224, 224)
@@ -51,7 +51,7 @@ def test_outputs_in_training_are_those_of_timms_own_model() -> None:
 
 
 def test_rate_can_be_set_again_from_zero() -> None:
-    module = family.resolve(BackboneRequest("resnet18", "none")).build()
+    module = timm_models.resolve(BackboneRequest("resnet18", "none")).build()
     set_stochastic_depth(module, 0.0)
     assert set(rates(module)) == {0.0}
     assert "stochastic_depth" in traits(module)
@@ -68,7 +68,7 @@ def test_layers_of_torchvision_are_found() -> None:
 
 
 def test_model_without_branches_refuses_stochastic_depth() -> None:
-    module = family.resolve(BackboneRequest("vgg11", "none")).build()
+    module = timm_models.resolve(BackboneRequest("vgg11", "none")).build()
     assert "stochastic_depth" not in traits(module)
     set_stochastic_depth(module, 0.0)
     with pytest.raises(BackboneError, match="must be 0 for a backbone without layers for it, but got 0"):

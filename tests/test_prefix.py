@@ -10,7 +10,7 @@ from tiny_transformers import write_tiny
 from torch import Tensor, nn
 from toy_training import HEAD, KNOBS, TARGETS, assert_equal_tensors, build, state
 
-from autoft.builtin import timm as timm_family
+from autoft import timm_models
 from autoft.builtin import transformers as transformers_family
 from autoft.model import FineTuneModel, assemble
 from autoft.prefix import Cut, find_cut, record, replaying
@@ -80,8 +80,8 @@ def timm_model(name: str, **settings: object) -> FineTuneModel:
 
     torch.manual_seed(0)
     module = timm.create_model(name, num_classes=0, **settings)
-    stages = timm_family.stages(module)
-    head = HEAD.build(timm_family.feature_size(module), TARGETS, {**KNOBS, "dropout": 0.0})
+    stages = timm_models.stages(module)
+    head = HEAD.build(timm_models.feature_size(module), TARGETS, {**KNOBS, "dropout": 0.0})
     return FineTuneModel(module, head, stages)
 
 

@@ -27,9 +27,8 @@ from toy_training import (
     split,
 )
 
-from autoft import prefix_data
+from autoft import prefix_data, timm_models
 from autoft import reuse as reuse_module
-from autoft.builtin import timm as timm_family
 from autoft.builtin import transformers as transformers_family
 from autoft.loading import FixedData, load_split
 from autoft.model import FineTuneModel, assemble
@@ -152,7 +151,7 @@ def test_models_of_timm_train_alike(name: str, settings: dict[str, Any], tmp_pat
     import timm
 
     backbone = replace(
-        timm_family.resolve(BackboneRequest(name, "none", image_size=32)),
+        timm_models.resolve(BackboneRequest(name, "none", image_size=32)),
         build=lambda: timm.create_model(name, num_classes=0, **settings),
     )
     assert_trains_alike(backbone, toy.toy_samples(per_class=6), tmp_path / "prefix")

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from toy_training import assert_equal_tensors
 
+from autoft import timm_models
 from autoft.builtin import timm as family
 from autoft.errors import BackboneError
 from autoft.freezing import check_stages
@@ -54,7 +55,7 @@ def skip_before_mending(model: str) -> None:
 
 
 def resolve(model: str, weights: str = "none", image_size: int | None = None, typical_size: int | None = None) -> Backbone:
-    return family.resolve(BackboneRequest(model, weights, image_size, typical_size))
+    return timm_models.resolve(BackboneRequest(model, weights, image_size, typical_size))
 
 
 def on_meta(model: str) -> nn.Module:
@@ -88,7 +89,7 @@ def test_architectures_are_many_and_known() -> None:
 def test_stages_partition_the_parameters_in_the_order_of_the_computation(model: str) -> None:
     skip_before_mending(model)
     module = on_meta(model)
-    stages = family.stages(module)
+    stages = timm_models.stages(module)
     check_stages(module, stages)
     assert len(stages) > 2
     assert all(stage.name for stage in stages)
@@ -103,7 +104,7 @@ def test_stages_partition_the_parameters_in_the_order_of_the_computation(model: 
     size = timm.get_pretrained_cfg(model).input_size
     with torch.no_grad(), torch.device("meta"):
         features = module(torch.empty(2, *size))
-    assert tuple(features.shape) == (2, family.feature_size(module))
+    assert tuple(features.shape) == (2, timm_models.feature_size(module))
     first = [min(order[owner] for owner in owners(stage.parameters) if owner in order) for stage in stages]
     assert first == sorted(first)
 
@@ -115,7 +116,7 @@ def owners(parameters: tuple[str, ...]) -> list[str]:
 
 def test_stages_in_another_order_would_be_seen() -> None:
     module = on_meta("resnet10t")
-    names = [stage.name for stage in family.stages(module)]
+    names = [stage.name for stage in timm_models.stages(module)]
     assert names == ["conv1.0", "layer1.0", "layer2.0", "layer3.0", "layer4.0"]
 
 
@@ -130,7 +131,7 @@ def test_stages_in_another_order_would_be_seen() -> None:
 )
 def test_what_the_authors_do_not_decay_is_exempt(model: str, exempt: set[str]) -> None:
     skip_before_mending(model)
-    assert family.no_weight_decay(on_meta(model)) == exempt
+    assert timm_models.no_weight_decay(on_meta(model)) == exempt
 
 
 # --- real forwards ----------------------------------------------------------------------------------
@@ -192,7 +193,7 @@ def test_size_is_the_models_unless_images_are_much_smaller(
     config: dict[str, Any], image_size: int | None, typical_size: int | None, size: int
 ) -> None:
     request = BackboneRequest("any", "none", image_size, typical_size)
-    assert family.choose_size(config, request) == (size, size)
+    assert timm_models.choose_size(config, request) == (size, size)
 
 
 def test_model_of_fixed_size_is_built_for_another() -> None:
@@ -376,7 +377,7 @@ def test_unknown_tag_is_refused() -> None:
 
 
 def test_model_without_pretrained_weights_is_refused() -> None:
-    name = next(n for n in timm.list_models() if not family._has_pretrained(timm.get_pretrained_cfg(n).to_dict()))
+    name = next(n for n in timm.list_models() if not timm_models._has_pretrained(timm.get_pretrained_cfg(n).to_dict()))
     with pytest.raises(BackboneError, match=f"timm/{name} has no pretrained weights"):
         resolve(name, "pretrained")
     assert resolve(name, "none").weights == "none"

@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from autoft.builtin import timm as family
+from autoft import timm_models
 from autoft.errors import BackboneError
 from autoft.freezing import check_stages
 from autoft.specs import Backbone, BackboneRequest, FeatureMap
@@ -27,7 +27,7 @@ KINDS = (
 
 
 def resolve(model: str, weights: str = "none", image_size: int | None = None) -> Backbone:
-    return family.resolve(BackboneRequest(model, weights, image_size, features="maps"))
+    return timm_models.resolve(BackboneRequest(model, weights, image_size, features="maps"))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_maps_have_the_promised_sizes_and_every_parameter_is_used(model: str) ->
 
 
 def test_stages_are_those_of_the_model_itself() -> None:
-    pyramid, whole = resolve("test_resnet"), family.resolve(BackboneRequest("test_resnet", "none"))
+    pyramid, whole = resolve("test_resnet"), timm_models.resolve(BackboneRequest("test_resnet", "none"))
     assert [stage.name for stage in pyramid.stages(pyramid.build())] == [stage.name for stage in whole.stages(whole.build())]
 
 
@@ -92,7 +92,7 @@ def test_weights_of_a_file_are_those_of_the_maps(tmp_path) -> None:  # type: ign
 def test_whole_image_is_seen_not_its_center() -> None:
     declared = resolve("test_resnet").preprocessing.to_dict()
     assert declared["resize"] == {"mode": "exact", "size": declared["size"]}
-    pooled = family.resolve(BackboneRequest("test_resnet", "none")).preprocessing.to_dict()
+    pooled = timm_models.resolve(BackboneRequest("test_resnet", "none")).preprocessing.to_dict()
     assert pooled["resize"]["mode"] == "shortest"
 
 

@@ -19,6 +19,7 @@ class _Words:
 
     Attributes:
         one: What an input is.
+        task: The first word of the task's name on the Hugging Face hub.
         packages: What running the bundle needs.
         arguments: What `predict.py` is given.
         shape: Of the graph's inputs.
@@ -26,6 +27,7 @@ class _Words:
     """
 
     one: str
+    task: str
     packages: str
     arguments: str
     shape: str
@@ -33,6 +35,7 @@ class _Words:
 
 
 _IMAGE = _Words(
+    "image",
     "image",
     "onnxruntime numpy pillow",
     "IMAGE [IMAGE ...] --json",
@@ -42,6 +45,7 @@ _IMAGE = _Words(
 )
 _TEXT = _Words(
     "text",
+    "text",
     "onnxruntime numpy tokenizers",
     '"a text" --json',
     "(N, T), int64",
@@ -50,6 +54,7 @@ _TEXT = _Words(
 )
 
 _AUDIO = _Words(
+    "clip",
     "audio",
     "onnxruntime numpy soundfile soxr",
     "CLIP [CLIP ...] --json",
@@ -181,7 +186,7 @@ def _pipeline(answer: Answer, words: _Words) -> str:
     """Return the Hugging Face hub's word for the task."""
     if answer == "mask":
         return "image-segmentation"
-    return f"{'token' if answer == 'entities' else words.one}-classification"
+    return f"{'token' if answer == 'entities' else words.task}-classification"
 
 
 def _into(answer: Answer, targets: Targets) -> str:

@@ -23,7 +23,7 @@ import onnx
 import onnxruntime
 import torch
 
-from autoft.builtin import timm as timm_family
+from autoft import timm_models
 from autoft.builtin import transformers as transformers_family
 from autoft.builtin.heads import autoft_heads
 from autoft.export.onnx import to_onnx
@@ -105,7 +105,7 @@ def text(folder: str) -> tuple[Backbone, tuple[torch.Tensor, ...]]:
 
 def images(name: str, size: int) -> tuple[Backbone, tuple[torch.Tensor, ...]]:
     """Return an image backbone with random weights, and two random images."""
-    backbone = timm_family.resolve(BackboneRequest(name, "none", image_size=size))
+    backbone = timm_models.resolve(BackboneRequest(name, "none", image_size=size))
     pixels = torch.randint(0, 256, (2, 3, *(backbone.image_size or (size, size))), dtype=torch.uint8)
     return backbone, backbone.preprocessing.inputs(pixels)
 

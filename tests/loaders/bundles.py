@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from tiny_transformers import SENTENCES, write_tiny
 
-from autoft.builtin import timm, transformers
+from autoft import timm_models
+from autoft.builtin import transformers
 from autoft.builtin.heads import autoft_heads
 from autoft.export.bundle import Trained, export_bundle
 from autoft.loading import load_split
@@ -37,7 +38,7 @@ def make_image(folder: Path) -> Path:
         square.crop((0, 0, width, height)).save(file)
         content = hashlib.sha256(file.read_bytes()).hexdigest()
         samples.append(Sample(file.name, file, f"stripes {number % 3}", content))
-    backbone = timm.resolve(BackboneRequest("test_resnet", "none", image_size=64))
+    backbone = timm_models.resolve(BackboneRequest("test_resnet", "none", image_size=64))
     return _export(folder / "image", backbone, HEADS["image-classification"], samples)
 
 

@@ -29,7 +29,7 @@ def autoft_data() -> list[DataFormat]:
 
 @hookimpl
 def autoft_backbones() -> list[BackboneFamily]:
-    """Offer timm's models on spectrograms, and transformers' speech encoders."""
+    """Offer timm's models on spectrograms, and transformers' audio encoders."""
     return [
         BackboneFamily(
             name="audio-timm",
@@ -46,6 +46,6 @@ def autoft_backbones() -> list[BackboneFamily]:
             resolve=speech.resolve,
             models=lambda: (),
             suggest=lambda modality, max_millions: (),
-            help="speech encoders of transformers (wav2vec2, HuBERT, WavLM, Whisper) by local folder or hub id.",
+            help="encoders of transformers (wav2vec2, HuBERT, WavLM, Whisper, AST) by local folder or hub id.",
         ),
     ]

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autoft.builtin import timm as images
+from autoft import timm_models
 from autoft.errors import BackboneError
 from autoft.specs import Backbone, BackboneRequest, Stage
 from autoft_audio.spectrogram import LogMel, standardize
 from autoft_audio.waveform import NAMES, AudioPreprocessing, examples
 
 FAMILY = "audio-timm"
-SUGGESTIONS = ("resnet18.a1_in1k", "mobilenetv4_conv_small.e2400_r224_in1k")
+SUGGESTIONS = (("resnet18.a1_in1k", 11.2), ("mobilenetv4_conv_small.e2400_r224_in1k", 2.5))  # millions of parameters
 OWNER = "model."
 
 
@@ -50,14 +50,12 @@ class OnSpectrograms(nn.Module):
 
 def models() -> list[str]:
     """Return the names of all timm models."""
-    return images.models()
+    return timm_models.models()
 
 
 def suggest(modality: str, max_millions: float) -> Sequence[str]:
     """Return suggested backbones by full name, best first."""
-    known = dict(images.SUGGESTIONS)
-    fitting = (name for name in SUGGESTIONS if known.get(f"timm/{name}", 12.0) <= max_millions)
-    return [f"{FAMILY}/{name}" for name in fitting] if modality == "audio" else []
+    return [f"{FAMILY}/{name}" for name, millions in SUGGESTIONS if modality == "audio" and millions <= max_millions]
 
 
 def resolve(request: BackboneRequest) -> Backbone:
@@ -70,7 +68,7 @@ def resolve(request: BackboneRequest) -> Backbone:
         raise BackboneError(f"{FAMILY} gives pooled features, but the task needs {request.features}", "choose another task")
     if request.max_length is not None:
         raise BackboneError(f"{FAMILY}/{request.model} takes audio, which has no max_length", "leave max_length out")
-    inner = images.resolve(replace(request, typical_size=None))
+    inner = timm_models.resolve(replace(request, typical_size=None))
     fixed = bool(_config(request.model).get("fixed_input_size"))
     size = inner.image_size if fixed or request.image_size is not None else None
     preprocessing = AudioPreprocessing()
@@ -82,8 +80,8 @@ def resolve(request: BackboneRequest) -> Backbone:
         preprocessing=preprocessing,
         build=lambda: OnSpectrograms(inner.build(), preprocessing.rate, size),
         stages=_stages,
-        feature_size=lambda module: images.feature_size(_inner(module)),
-        no_weight_decay=lambda module: frozenset(OWNER + name for name in images.no_weight_decay(_inner(module))),
+        feature_size=lambda module: timm_models.feature_size(_inner(module)),
+        no_weight_decay=lambda module: frozenset(OWNER + name for name in timm_models.no_weight_decay(_inner(module))),
         config={"model_type": "autoft_audio_timm", "architecture": request.model.split(".")[0]},
         image_size=size,
         examples=examples,
@@ -93,7 +91,7 @@ def resolve(request: BackboneRequest) -> Backbone:
 def _stages(module: nn.Module) -> tuple[Stage, ...]:
     """Return the image model's stages: the spectrogram has nothing to train."""
     return tuple(
-        Stage(stage.name, tuple(OWNER + name for name in stage.parameters)) for stage in images.stages(_inner(module))
+        Stage(stage.name, tuple(OWNER + name for name in stage.parameters)) for stage in timm_models.stages(_inner(module))
     )
 
 

@@ -37,6 +37,7 @@ class AudioPreprocessing:
     Attributes:
         rate: Samples a second.
         samples: Of every input; None until `fit` chooses.
+        longest: Seconds that `fit` chooses at most.
 
     Raises:
         BackboneError: A value is out of its range.
@@ -44,6 +45,7 @@ class AudioPreprocessing:
 
     rate: int = RATE
     samples: int | None = None
+    longest: float = LONGEST
 
     def __post_init__(self) -> None:
         try:
@@ -67,12 +69,13 @@ class AudioPreprocessing:
         return Path(script.__file__)
 
     def fit(self, sources: Sequence[script.AudioSource]) -> AudioPreprocessing:
-        """Choose the length by some training samples, unless it is set: it leaves 99.5 % whole, and is at most 30 s."""
+        """Choose the length by some training samples, unless it is set: it leaves 99.5 % whole, up to `longest`."""
         if self.samples is not None or not sources:
             return self
         lengths = sorted(seconds(source) for source in sources)
-        wanted = min(LONGEST, lengths[math.ceil(COVERED * len(lengths)) - 1])
-        return replace(self, samples=round(max(1, math.ceil(wanted / STEP - 1e-9)) * STEP * self.rate))
+        wanted = lengths[math.ceil(COVERED * len(lengths)) - 1]
+        chosen = max(1, math.ceil(wanted / STEP - 1e-9)) * STEP
+        return replace(self, samples=round(min(chosen, self.longest) * self.rate))
 
     def decode(self, source: script.AudioSource, *, augmented: bool) -> Tensor:
         """Return a clip as `(samples + 2,)` int16: see `script.read_clip`."""
@@ -105,7 +108,7 @@ class AudioPreprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the declaration that the bundle's script follows."""
-        return {"kind": "audio", "rate": self.rate, "samples": self.samples or round(LONGEST * self.rate)}
+        return {"kind": "audio", "rate": self.rate, "samples": self.samples or round(self.longest * self.rate)}
 
     def files(self) -> dict[str, str]:
         """Return `preprocessor_config.json`; what the graph computes itself, it does not ask for."""

@@ -19,7 +19,7 @@ import pytest
 import soundfile
 import torch
 from autoft_audio import clips, on_spectrograms, script, speech
-from autoft_audio.spectrogram import LogMel, standardize
+from autoft_audio.spectrogram import KaldiMel, LogMel, WhisperMel, standardize
 from autoft_audio.waveform import AudioPreprocessing, examples, mask_bands, mask_times
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -182,6 +182,42 @@ def test_spectrogram_is_that_of_transformers(scale: str) -> None:
     assert np.abs(other - wanted).max() > 1
 
 
+@pytest.mark.parametrize("seconds", [0.3, 0.5])
+def test_whispers_spectrogram_is_that_of_its_extractor(seconds: float) -> None:
+    from transformers import WhisperFeatureExtractor
+
+    sound = tone(900, seconds).astype(np.float32)
+    extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=1)
+    wanted = extractor(sound, sampling_rate=RATE, return_tensors="np").input_features[0]
+    mel = WhisperMel(RATE, bands=80, samples=RATE, window=400, hop=160)
+    found = mel(torch.from_numpy(sound)[None])[0].numpy()
+    assert found.shape == wanted.shape == (80, 100)
+    assert np.abs(found - wanted).max() < 1e-3
+    assert wanted.std() > 0.1
+    padded = mel(F.pad(torch.from_numpy(sound), (0, 1600))[None])[0].numpy()
+    assert np.array_equal(padded, found)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("frames", [40, 20])
+def test_asts_filter_banks_are_those_of_its_extractor(frames: int, normalized: bool) -> None:
+    from transformers import ASTFeatureExtractor
+
+    sound = tone(900).astype(np.float32)
+    extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=frames, do_normalize=normalized)
+    wanted = extractor(sound, sampling_rate=RATE, return_tensors="np").input_values[0]
+    mean, deviation = (extractor.mean, extractor.std) if normalized else (0.0, 0.5)
+    mel = KaldiMel(RATE, bands=64, frames=frames, mean=mean, deviation=deviation)
+    padded = F.pad(torch.from_numpy(sound), (0, 3200))[None]
+    found = mel(padded, torch.tensor([len(sound)]))[0].numpy()
+    assert found.shape == wanted.shape == (frames, 64)
+    assert np.abs(found - wanted).max() < 1e-2
+    assert wanted.std() > 0.1
+    if frames == 40:  # more than the sound has
+        louder = mel(padded, torch.tensor([padded.shape[1]]))[0].numpy()
+        assert np.abs(louder - wanted).max() > 0.1
+
+
 def test_padding_does_not_change_what_is_made_of_the_sound() -> None:
     frames = torch.randn(1, 6, 4)
     longer = F.pad(frames, (0, 0, 0, 3), value=7.0)
@@ -217,6 +253,62 @@ def test_encoder_keeps_the_contract(kind: str, norm: str, tmp_path: Path) -> Non
     results = run_checks(backbone, CLASSIFICATION)
     assert len(results) > 4
     assert [result for result in results if not result.passed] == []
+
+
+def tiny_on_spectrograms(folder: Path, kind: str) -> Backbone:
+    """Save a tiny model of spectrograms of half a second as `save_pretrained` does, and resolve it."""
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTModel, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
+    torch.manual_seed(0)
+    if kind == "whisper":
+        WhisperModel(
+            WhisperConfig(
+                d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+                encoder_ffn_dim=32, decoder_ffn_dim=32, max_source_positions=25, num_mel_bins=20, vocab_size=100,
+                pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+            )
+        ).save_pretrained(folder)  # fmt: skip
+        WhisperFeatureExtractor(feature_size=20).save_pretrained(folder)
+    else:
+        ASTModel(
+            ASTConfig(
+                hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, patch_size=8,
+                frequency_stride=6, time_stride=6, max_length=48, num_mel_bins=20,
+            )
+        ).save_pretrained(folder)  # fmt: skip
+        ASTFeatureExtractor(num_mel_bins=20, max_length=48).save_pretrained(folder)
+    return speech.resolve(BackboneRequest(str(folder)))
+
+
+@pytest.mark.parametrize(("kind", "samples"), [("whisper", 8000), ("ast", 7920)])
+def test_encoder_of_spectrograms_keeps_the_contract(kind: str, samples: int, tmp_path: Path) -> None:
+    backbone = tiny_on_spectrograms(tmp_path / kind, kind)
+    assert [stage.name for stage in backbone.stages(backbone.build())] == ["embeddings", "layers.0", "layers.1"]
+    assert backbone.preprocessing.fit([wav(tone(900, 2.0))]).to_dict()["samples"] == samples
+    results = run_checks(backbone, CLASSIFICATION)
+    assert len(results) > 4
+    assert "cuts" in {result.id for result in results}
+    assert [result for result in results if not result.passed or result.outcome != "passed"] == []
+
+
+@pytest.mark.parametrize("kind", ["whisper", "ast"])
+def test_encoder_of_spectrograms_is_the_one_of_transformers(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoFeatureExtractor, AutoModel
+
+    backbone = tiny_on_spectrograms(tmp_path / kind, kind)
+    sound = tone(900).astype(np.float32)
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / kind)
+    settings = {"max_length": 8000} if kind == "whisper" else {}
+    (values,) = extractor(sound, sampling_rate=RATE, return_tensors="pt", **settings).values()
+    model = AutoModel.from_pretrained(tmp_path / kind).eval()
+    waveform, lengths = F.pad(torch.from_numpy(sound), (0, 1600))[None], torch.tensor([len(sound)])
+    with torch.no_grad():
+        # pooled as their own ForAudioClassification does
+        wanted = model.encoder(values).last_hidden_state.mean(1) if kind == "whisper" else model(values).pooler_output
+        found = backbone.build().eval()(waveform, lengths)
+        other = backbone.build().eval()(waveform, lengths // 2)
+    assert torch.allclose(found, wanted, atol=1e-3)
+    assert not torch.allclose(other, wanted, atol=1e-3)
 
 
 def test_encoder_with_a_mask_gives_the_same_however_long_the_padding_is(tmp_path: Path) -> None:
@@ -413,7 +505,10 @@ def test_search_makes_a_bundle_that_answers_for_files(tmp_path: Path) -> None:
     contract = json.loads((bundle / "autoft.json").read_text())
     assert contract["inputs"] == ["waveform", "lengths"]
     assert contract["preprocessing"] == {"kind": "audio", "rate": RATE, "samples": 6400}
-    assert "pipeline_tag: audio-classification" in (bundle / "README.md").read_text()
+    card = (bundle / "README.md").read_text()
+    assert "pipeline_tag: audio-classification" in card
+    assert "from the raw clips through `predict.py`" in card
+    assert "for any clip" in card
     assert run(sys.executable, bundle / "predict.py", "--check").returncode == 0
     clip = data / "low" / "0.flac"
     (answer,) = run(sys.executable, bundle / "predict.py", clip, "--json").stdout.splitlines()

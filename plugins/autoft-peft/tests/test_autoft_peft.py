@@ -15,7 +15,7 @@ from autoft_peft import autoft_strategies
 from safetensors.torch import load, load_file
 from torch import nn
 
-from autoft.builtin import timm as timm_family
+from autoft import timm_models
 from autoft.builtin import transformers as transformers_family
 from autoft.builtin.heads import autoft_heads
 from autoft.model import FineTuneModel, assemble
@@ -62,7 +62,7 @@ def test_listing_imports_neither_torch_nor_peft() -> None:
 
 
 def timm_backbone(name: str) -> Backbone:
-    return timm_family.resolve(BackboneRequest(name, "none", image_size=32))
+    return timm_models.resolve(BackboneRequest(name, "none", image_size=32))
 
 
 def knobs(strategy: Strategy, **changes: Any) -> dict[str, Any]:

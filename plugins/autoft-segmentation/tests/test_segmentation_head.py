@@ -17,7 +17,7 @@ from segmentation_toys import paint, write_pairs
 from sklearn.metrics import jaccard_score
 from torch import Tensor
 
-from autoft.builtin import timm as timm_family
+from autoft import timm_models
 from autoft.errors import DataError
 from autoft.specs import BackboneRequest, FeatureMap, Targets
 from autoft.testing import toy
@@ -179,7 +179,7 @@ def test_classes_of_the_graph_are_those_that_are_scored() -> None:
 
 @pytest.mark.parametrize("name", ["toy/convnet", "timm/test_resnet", "timm/test_vit"])
 def test_conformance_kit_passes(name: str) -> None:
-    family = toy.resolve if name.startswith("toy") else timm_family.resolve
+    family = toy.resolve if name.startswith("toy") else timm_models.resolve
     size = 32 if name != "timm/test_vit" else None
 
     def resolve(features: str):  # type: ignore[no-untyped-def]
