@@ -14,8 +14,11 @@ from plotly.offline import get_plotlyjs
 from autoft.errors import RunError
 from autoft.files import write_text
 from autoft.finish import RESULT, read_result
+from autoft.report import answers
 from autoft.report.course import course, curves
+from autoft.report.data import data
 from autoft.report.leaderboard import failures, leaderboard
+from autoft.report.mistakes import mistakes
 from autoft.report.outcome import outcome, variants
 from autoft.report.section import Section
 from autoft.report.settings import parallel, settings
@@ -35,6 +38,13 @@ SECTIONS: tuple[Maker, ...] = (
     settings,
     parallel,
     curves,
+    answers.per_class,
+    answers.confusion,
+    answers.calibration,
+    answers.curves,
+    answers.errors,
+    mistakes,
+    data,
     variants,
     failures,
     reproducing,
