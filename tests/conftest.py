@@ -155,11 +155,12 @@ def text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mad
 
 @pytest.fixture
 def fast_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the export, which costs seconds, where it is not the point."""
+    """Leaves out the export and the report, which cost seconds, where they are not the point."""
     from commands import fake_export
 
     monkeypatch.setattr("autoft.finish.export_bundle", fake_export)
     monkeypatch.setattr("autoft.preflight.to_onnx", lambda *arguments, **named: None)
+    monkeypatch.setattr("autoft.driver._report", lambda run, listener: None)
 
 
 # --- a database server --------------------------------------------------------------------------------

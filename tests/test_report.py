@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 import pytest
-from commands import SMALL, command
+from commands import SMALL, command, fake_export
 from conftest import FinishedRun
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
@@ -213,13 +213,15 @@ def test_run_of_an_older_format_has_a_report(tmp_path: Path) -> None:
     assert "<td>1 (winner)</td>" in page
 
 
-@pytest.mark.usefixtures("toys", "fast_export")
+@pytest.mark.usefixtures("toys")
 def test_report_that_fails_does_not_cost_the_search_its_result(
     toy_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(run: Path) -> Section:
         raise ZeroDivisionError("planted")
 
+    monkeypatch.setattr("autoft.finish.export_bundle", fake_export)
+    monkeypatch.setattr("autoft.preflight.to_onnx", lambda *arguments, **named: None)
     monkeypatch.setattr("autoft.report.page.SECTIONS", (fail,))
     heard: list[Event] = []
     backbone = 'backbones=[{"name": "toy/mlp"}]'

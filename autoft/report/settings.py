@@ -6,14 +6,14 @@ from pathlib import Path
 
 from optuna.visualization import plot_parallel_coordinate
 
-from autoft.insight import Insight, consider
-from autoft.insight.evidence import read_evidence
+from autoft.insight import consider
+from autoft.insight.evidence import Evidence, read_evidence
 from autoft.insight.page import about_dependence, about_importances, draw_dependence, draw_importances, marked
 from autoft.report.course import as_study
 from autoft.report.section import Section, figure
 
 MOST_AXES = 8  # of parallel coordinates: more cannot be read on a screen
-FIRST = ("learning_rate", "freeze_depth", "freeze_fraction")  # where nothing tells which matter
+FIRST = ("learning_rate", "freeze_depth", "freeze_fraction")  # what is asked most
 
 
 def settings(run: Path) -> Section | None:
@@ -35,13 +35,12 @@ def settings(run: Path) -> Section | None:
 def parallel(run: Path) -> Section | None:
     """Return each trial as a line through its settings; None where there are fewer than two to compare."""
     evidence = read_evidence(run)
-    names = _telling(consider(evidence)) if len(evidence.trials) > 1 else []
+    names = _shown(evidence) if len(evidence.trials) > 1 else []
     having = sum(all(name in trial.params for name in names) for trial in evidence.trials)
     if not names or having < 2:
         return None
     drawn = plot_parallel_coordinate(as_study(run, evidence), params=names, target_name=evidence.metric)
     drawn.update_layout(height=460)
-    drawn.update_traces(line_colorscale="Portland")  # Optuna's blues are as dark as a dark page
     about = f"Each trial as a line from its best {evidence.metric} through its settings; drag along an axis to choose some."
     if len(names) < len(evidence.parameters):
         about += f" Shown are {len(names)} of {len(evidence.parameters)} settings."
@@ -52,10 +51,7 @@ def parallel(run: Path) -> Section | None:
     )
 
 
-def _telling(insight: Insight) -> list[str]:
-    """Return the settings to show, the most important first; those that every trial has, as others break its line."""
-    evidence = insight.evidence
-    ranked = [setting.name for setting in insight.importances.settings] if insight.importances else list(FIRST)
-    names = [name for name in dict.fromkeys([*ranked, *evidence.parameters]) if name in evidence.parameters]
-    shared = [name for name in names if all(name in trial.params for trial in evidence.trials)]
-    return shared[:MOST_AXES]
+def _shown(evidence: Evidence) -> list[str]:
+    """Return the settings that get an axis: those that every trial has, as others break its line."""
+    names = [name for name in dict.fromkeys([*FIRST, *evidence.parameters]) if name in evidence.parameters]
+    return [name for name in names if all(name in trial.params for trial in evidence.trials)][:MOST_AXES]
