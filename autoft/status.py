@@ -217,7 +217,7 @@ def read_status(run: Path) -> Status:
     if not was_searched(run) and not (run / "log.jsonl").exists():
         raise RunError(
             f"the run folder of a search is needed, but {run} {'has no log' if run.is_dir() else 'is no folder'}",
-            "name the folder that `autoft search` printed as `run`, such as runs/NAME; `autoft list` finds them",
+            "name the folder that `autoft search` printed as `run`, such as runs/NAME",
         )
     return status_of(run, read_events(run), time.time())
 

@@ -75,6 +75,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "starter",
         "runfolder",
         "status",
+        "listing",
         "export",
         "report",
         "discovery",

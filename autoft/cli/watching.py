@@ -1,4 +1,4 @@
-"""`autoft status`: where a search stands, seen from another terminal."""
+"""`autoft status` and `autoft list`: where searches stand, seen from another terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 
 from autoft.cli.app import app
 from autoft.cli.options import AsJson
-from autoft.cli.printing import megabytes, print_pairs, print_table
+from autoft.cli.printing import megabytes, print_note, print_pairs, print_table
 from autoft.errors import printable
 
 if TYPE_CHECKING:
@@ -49,6 +49,46 @@ def status(
         if not watch or found.over:
             return
         time.sleep(EVERY)
+
+
+@app.command("list")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder of runs.", show_default=True)] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """List the runs of a folder, the latest first: what became of each, its score, its trials, its size.
+
+    Nothing is changed; a run that cannot be read is listed as damaged, with the reason.
+    """
+    from autoft.listing import runs_in
+
+    found = runs_in(folder)
+    if as_json:
+        print(json.dumps([{**asdict(run), "path": str(run.path)} for run in found], indent=2))
+        return
+    if not found:
+        print_note(f"there is no run in {folder}")
+        return
+    rows = [("run", "state", "metric", "validation", "test", "trials", "backbone", "last heard", "size")]
+    for run in found:
+        of = "" if run.budget is None else f" of {run.budget}"
+        rows.append(
+            (
+                printable(str(run.path)),
+                run.state,
+                run.metric,
+                "" if run.value is None else f"{run.value:.4f}",
+                "" if run.test is None else f"{run.test:.4f}",
+                f"{run.ended}{of}",
+                printable(run.backbone),
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(run.heard)) if run.heard else "",
+                megabytes(run.size),
+            )
+        )
+    print_table(rows)
+    for run in found:
+        if run.problem is not None:
+            print_note(f"{run.path} is damaged: {printable(run.problem)}")
 
 
 def _plain(found: Status) -> dict[str, Any]:
