@@ -76,7 +76,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_search_prints_its_result_to_stdout_and_all_else_to_stderr(finished: FinishedRun) -> None:
     shown = dict(line.split(maxsplit=1) for line in finished.out.splitlines())
-    assert list(shown) == ["best", "trials", "run", "bundle", "next"]
+    assert list(shown) == ["best", "trials", "run", "bundle", "report", "next"]
     assert re.fullmatch(
         r"trial \d: accuracy [01]\.\d{4} on validation \(preset [01]\.\d{4}\), [01]\.\d{4} ± [01]\.\d{4} on test",
         shown["best"],
