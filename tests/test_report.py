@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 import pytest
-from commands import SMALL, command, fake_export
+from commands import SMALL, autoft, command, fake_export
 from conftest import FinishedRun
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
@@ -98,6 +98,8 @@ def test_finished_search_has_written_its_report_and_says_where(finished: Finishe
     assert page.stat().st_size < LIMIT
     assert re.search(rf"^report +{re.escape(str(page))}$", finished.out, re.MULTILINE)
     content = page.read_text()
+    named = set(re.findall(r"^(?:<pre><code>)?autoft ([a-z]+)", content, re.MULTILINE))
+    assert {"predict", "verify"} <= named <= set(re.findall(r"^  ([a-z]+) ", autoft("-h", env={}).out, re.MULTILINE))
     assert titles(content)[:3] == ["Result", "How to run it", "Leaderboard"]
     assert {"How the search went", "Learning curves", "How to reproduce it"} <= set(titles(content))
     result = read_json(finished.path / "result.json")

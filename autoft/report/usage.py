@@ -16,7 +16,7 @@ def running(run: Path) -> Section | None:
     if read_result(run) is None or not (bundle / "autoft.json").exists():
         return None
     place = shlex.quote(str(bundle.resolve()))
-    body = paragraph("With autoft:") + commands(f"autoft predict {place} INPUTS...", f"autoft inspect {place}")
+    body = paragraph("With autoft:") + commands(f"autoft predict {place} INPUTS...", f"autoft verify {place}")
     body += paragraph("Without it, on any machine with ONNX Runtime; the bundle's README.md says what else to install:")
     body += commands(f"cd {place}", "python predict.py --check", "python predict.py INPUTS...")
     return Section("run", "How to run it", body)
