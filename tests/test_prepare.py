@@ -64,7 +64,7 @@ def test_copies_across_splits_are_warned_about(tmp_path: Path) -> None:
     prepared(tmp_path / "data", heard=heard)
     (warning,) = [event for event in heard.events if event.kind == "warning"]
     assert "in more than one split, which makes scores too good" in warning.text
-    assert warning.data == {"about": "splits"}
+    assert warning.data == {"about": "splits", "warning": warning.text}
 
 
 def test_unreadable_samples_are_listed(tmp_path: Path) -> None:
