@@ -121,6 +121,16 @@ def test_scales_come_from_the_calibration(tmp_path: Path) -> None:
     assert apart[1] > 5 * apart[0]
 
 
+@pytest.mark.parametrize("model", [Dense, Convolutional])
+def test_int8_weights_leave_a_bit_to_cpus_without_vnni(model: type[nn.Module], tmp_path: Path) -> None:
+    """These add two products of 8 bits in 16: at most 255 * 64 * 2, so that nothing saturates anywhere."""
+    make_variant("int8", exported(model(), tmp_path), tmp_path / "int8.onnx", calibration())
+    kept = [onnx.numpy_helper.to_array(each) for each in onnx.load_model(tmp_path / "int8.onnx").graph.initializer]
+    weights = [values for values in kept if values.dtype == np.int8 and values.ndim > 1]
+    assert len(weights) >= 2
+    assert all(32 <= np.abs(values.astype(int)).max() <= 64 for values in weights)
+
+
 def test_graph_that_cannot_be_quantized_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = exported(Dense(), tmp_path)
 
