@@ -78,6 +78,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "listing",
         "export",
         "report",
+        "dashboard",
         "discovery",
         "template",
         "deploy",

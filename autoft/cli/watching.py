@@ -1,7 +1,8 @@
-"""`autoft status` and `autoft list`: where searches stand, seen from another terminal."""
+"""`autoft status`, `autoft list`, `autoft dashboard`: where searches stand, seen from another terminal or a browser."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -89,6 +90,30 @@ def list_runs(
     for run in found:
         if run.problem is not None:
             print_note(f"{run.path} is damaged: {printable(run.problem)}")
+
+
+@app.command()
+def dashboard(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder of a search, under way or over.")],
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="Port to listen on; 0 for any that is free.")
+    ] = 8080,
+) -> None:
+    """Show a run in optuna-dashboard, in a browser, with notes, learning curves and the worst mistakes attached.
+
+    What it shows is a copy that follows the search; nothing that is done in the browser reaches the run. Ctrl-C ends it.
+    """
+    from autoft.dashboard.serving import LOOPBACK, serve
+
+    def ready(address: str) -> None:
+        print(address, flush=True)
+        print_note("Ctrl-C ends it")
+        if host not in LOOPBACK:
+            print_note(f"warning: whoever reaches {host} can read the run; there is no password")
+
+    with contextlib.suppress(KeyboardInterrupt):  # it is how this ends
+        serve(run, host, port, ready)
 
 
 def _plain(found: Status) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from autoft.answered import Answered, read_answers
 from autoft.report.section import Section
@@ -28,23 +29,23 @@ def mistakes(run: Path) -> Section | None:
     found = read_answers(run)
     if found is None:
         return None
-    badness = _badness(found)
-    order = [int(row) for row in np.argsort(-badness, kind="stable")[:MOST] if badness[row] > 0]
+    bad = badness(found)
+    order = [int(row) for row in np.argsort(-bad, kind="stable")[:MOST] if bad[row] > 0]
     if not order:
         return Section("mistakes", "Worst mistakes", "<p>There are none on the test split.</p>\n")
     rows = []
     for row in order:
-        truth, answer, sure = _told(found, row)
+        truth, answer, sure = told(found, row)
         cells = (found.ids[row], truth, answer, sure)
         rows.append(f"<tr><td>{_shown(found, row)}</td>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>\n")
     last = "error" if found.answer == "values" else "probability"
     heads = "".join(f"<th>{name}</th>" for name in ("sample", "name", "truth", "answer", last))
     body = f'<div class="wide"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{"".join(rows)}</tbody></table></div>\n'
-    counted = "" if found.answer == "values" else f" {int((badness > 0).sum())} of {len(badness)} test samples are wrong."
+    counted = "" if found.answer == "values" else f" {int((bad > 0).sum())} of {len(bad)} test samples are wrong."
     return Section("mistakes", "Worst mistakes", f"<p>The {len(order)} worst, the worst first.{counted}</p>\n{body}")
 
 
-def _badness(found: Answered) -> np.ndarray:
+def badness(found: Answered) -> np.ndarray:
     """Return how bad the answer to each sample is, `(N,)`; 0 where it is right."""
     scores, truth = found.scores.double().numpy(), found.targets.numpy()
     if found.answer == "label":
@@ -63,7 +64,7 @@ def _thresholds(found: Answered) -> np.ndarray:
     return np.asarray(found.values.get("thresholds", [0.5] * len(found.labels)))
 
 
-def _told(found: Answered, row: int) -> tuple[str, str, str]:
+def told(found: Answered, row: int) -> tuple[str, str, str]:
     """Return the truth, the answer, and how sure it was or how far it is off."""
     scores, truth = found.scores[row].double().numpy(), found.targets[row].numpy()
     if found.answer == "label":
@@ -86,17 +87,28 @@ def _listed(found: Answered, which: np.ndarray) -> str:
 
 def _shown(found: Answered, row: int) -> str:
     """Return a sample as HTML: a small image, or the beginning of a text."""
-    text, file = found.texts[row], found.files[row]
+    text = found.texts[row]
     if text is not None:
         return html.escape(text)
-    if file is None:
+    if found.files[row] is None:
         return "<em>not kept as a file</em>"
-    try:
-        image = read_image(Path(file))
-    except (OSError, ImageError):  # moved since, or no image: the row says so, and the rest of the report stands
+    image = thumbnail(found, row)
+    if image is None:
         return "<em>cannot be read as an image any more</em>"
-    image.thumbnail((SIDE, SIDE))
     content = io.BytesIO()
     image.save(content, "WEBP", quality=QUALITY)
     encoded = base64.b64encode(content.getvalue()).decode("ascii")
     return f'<img src="data:image/webp;base64,{encoded}" width="{image.width}" height="{image.height}" alt="">'
+
+
+def thumbnail(found: Answered, row: int) -> Image.Image | None:
+    """Return a sample's image, at most `SIDE` pixels wide and high; None where it is none, or has moved since."""
+    file = found.files[row]
+    if file is None:
+        return None
+    try:
+        image = read_image(Path(file))
+    except (OSError, ImageError):  # moved since, or no image: its row says so, and the rest stands
+        return None
+    image.thumbnail((SIDE, SIDE))
+    return image
