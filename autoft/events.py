@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+AT_THE_END = ("done", "stopped")  # kinds whose summary the command prints itself, once it is over
+
 
 @dataclass(frozen=True)
 class Event:
@@ -35,3 +37,18 @@ def weights_lost(number: int, why: str) -> Event:
     """Say that a trial which rests has lost its checkpoint, and so its weights."""
     text = f"trial {number} keeps its score, but its weights are lost: {why}"
     return Event("warning", text, {"about": "damaged", "trial": number})
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them.
+
+    Example:
+        >>> duration(75)
+        '1 min 15 s'
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

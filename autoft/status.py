@@ -197,6 +197,48 @@ class Fold:
         elif self.phase in OVER:
             self._wait()
 
+    def status(
+        self,
+        run: Path,
+        now: float,
+        *,
+        alive: bool | None,
+        held: Holder | None = None,
+        workers: tuple[WorkerStatus, ...] = (),
+        bundle: Path | None = None,
+    ) -> Status:
+        """Return where the search stands.
+
+        Args:
+            run: The run folder.
+            now: Seconds since 1970.
+            alive: Whether a process works on it; None where that cannot be seen.
+            held: The process that works on it, or worked on it last.
+            workers: Processes that train.
+            bundle: The exported model.
+        """
+        left = None
+        if self.seconds_left is not None and alive and self.phase == "trials":
+            left = max(0.0, self.seconds_left - (now - self.left_at))
+        return Status(
+            run=run,
+            name=self.name,
+            phase=self.phase,
+            alive=alive if self.phase not in OVER else False,
+            holder=held,
+            metric=self.metric,
+            direction=self.direction,
+            budget=self.budget,
+            time_limit=self.time_limit,
+            trials=tuple(self.trials[number] for number in sorted(self.trials)),
+            workers=workers,
+            began=self.began,
+            heard=self.heard,
+            seconds_left=left,
+            warnings=self.warnings,
+            bundle=bundle,
+        )
+
     def _note(self, event: Mapping[str, Any], **changes: Any) -> None:
         known = self.trials.get(event["trial"])
         if known is not None:
@@ -235,35 +277,22 @@ def status_of(run: Path, events: Iterable[Mapping[str, Any]], now: float) -> Sta
         fold.add(event)
     held = holder(run)
     alive = False if held is None else held.alive
-    left = fold.seconds_left
-    if left is not None and alive and fold.phase == "trials":
-        left = max(0.0, left - (now - fold.left_at))
     bundle = run / "bundle"
-    return Status(
-        run=run,
-        name=fold.name,
-        phase=fold.phase,
-        alive=alive if fold.phase not in OVER else False,
-        holder=held,
-        metric=fold.metric,
-        direction=fold.direction,
-        budget=fold.budget,
-        time_limit=fold.time_limit,
-        trials=tuple(fold.trials[number] for number in sorted(fold.trials)),
-        workers=_workers(held) if held is not None and alive and fold.phase not in OVER else (),
-        began=fold.began,
-        heard=fold.heard,
-        seconds_left=left if alive and fold.phase == "trials" else None,
-        warnings=fold.warnings,
+    return fold.status(
+        run,
+        now,
+        alive=alive,
+        held=held,
+        workers=workers_of(held.pid) if held is not None and alive and fold.phase not in OVER else (),
         bundle=bundle if (bundle / "autoft.json").is_file() else None,
     )
 
 
-def _workers(held: Holder) -> tuple[WorkerStatus, ...]:
+def workers_of(pid: int) -> tuple[WorkerStatus, ...]:
     """Return the workers of a driver on this machine; those that end meanwhile are left out."""
     found = []
     try:
-        children = psutil.Process(held.pid).children()
+        children = psutil.Process(pid).children()
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return ()
     for child in children:

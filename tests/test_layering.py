@@ -95,7 +95,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "doctor",
         "testing",
     ),
-    ("progress", "cli"),
+    ("progress", "live", "cli"),
     ("__main__",),
 )
 SEARCH_LAYER = next(level for level, names in enumerate(LAYERS) if "driver" in names)

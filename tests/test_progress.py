@@ -7,17 +7,19 @@ import json
 import sys
 
 import pytest
-from rich.console import Console
-from rich.progress import Progress
 
 from autoft import progress
-from autoft.events import Event
-from autoft.progress import _LiveView, choose_mode, duration, show
+from autoft.events import Event, duration
+from autoft.progress import choose_mode, show
 
-SEARCH = Event("search", "searching", {"trials": 2, "done": 0, "epochs": 3})
-TRIAL = Event("trial", "trial 0 (preset): learning_rate 0.1", {"trial": 0})
+SEARCH = Event(
+    "search",
+    "searching",
+    {"name": "toys", "trials": 2, "done": 0, "epochs": 3, "metric": "accuracy", "direction": "maximize"},
+)
+TRIAL = Event("trial", "trial 0 (preset): learning_rate 0.1", {"trial": 0, "role": "preset", "backbone": "toy/mlp"})
 EPOCH = Event("epoch", "trial 0 epoch 1/3", {"trial": 0, "epoch": 1, "epochs": 3, "value": 0.5, "seconds_left": 75.4})
-END = Event("trial_end", "trial 0 complete: accuracy 0.5000", {"trial": 0, "value": 0.5, "best": True})
+END = Event("trial_end", "trial 0 complete: accuracy 0.5000", {"trial": 0, "state": "complete", "value": 0.5, "best": True})
 WARNING = Event("warning", "copies [in] train", {"about": "splits"})
 EXPORT = Event("export", "exporting trial 0", {"trial": 0})
 DONE = Event("done", "trial 0 won", {"metric": "accuracy"})
@@ -82,34 +84,6 @@ def test_json_lines_go_to_stdout_whole(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_quiet_shows_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown("quiet", capsys) == ("", "warning: copies [in] train\n")
-
-
-def test_live_view_shows_bars_and_lines_on_stderr(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "160")
-    out, err = shown("live", capsys)
-    assert out == ""
-    assert "copies [in] train" in err, "brackets are text, not markup"
-    for words in ("trial 0 complete", "1/2", "best 0.5000 (trial 0)", "exporting trial 0"):
-        assert words in err, words
-    assert "trial 0 won" not in err, "the command prints it"
-
-
-def test_each_trial_that_trains_has_a_bar_of_its_own() -> None:
-    with Progress(console=Console(file=io.StringIO())) as bars:
-        view = _LiveView(bars)
-        view(Event("search", "", {"trials": 5, "done": 0, "epochs": 4}))
-        for number in (0, 1):
-            view(Event("trial", "", {"trial": number, "from_epoch": number}))
-        view(Event("epoch", "", {"trial": 1, "epoch": 2, "epochs": 4, "value": 0.5, "seconds_left": 1.0}))
-        shown = {task.description: task.completed for task in bars.tasks}
-        assert shown == {"trials": 0, "trial 0": 0, "trial 1": 2}
-        view(Event("trial_end", "", {"trial": 1, "state": "paused", "best": False, "value": 0.5}))
-        assert [task.description for task in bars.tasks] == ["trials", "trial 0"]
-        assert bars.tasks[0].completed == 0, "one that rests has not ended"
 
 
 @pytest.mark.parametrize("mode", ["live", "plain", "json", "quiet"])

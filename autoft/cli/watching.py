@@ -133,7 +133,7 @@ def _plain(found: Status) -> dict[str, Any]:
 
 
 def _print(found: Status) -> None:
-    from autoft.progress import duration
+    from autoft.events import duration
 
     now = time.time()
     pairs: list[tuple[str, object]] = [("run", f"{found.run}" + (f" ({printable(found.name)})" if found.name else ""))]
@@ -181,7 +181,7 @@ def _state(found: Status) -> str:
 
 
 def _rows(trials: list[TrialStatus], now: float) -> Iterator[tuple[str, ...]]:
-    from autoft.progress import duration
+    from autoft.events import duration
 
     for trial in trials:
         yield (
