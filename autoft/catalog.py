@@ -12,9 +12,15 @@ from typing import NoReturn, TypeVar
 
 from autoft.errors import AutoftError, BackboneError, DataError, PluginError, nearest
 from autoft.plugin_record import Kind, PluginInfo, describe, type_name
-from autoft.specs import Backbone, BackboneFamily, BackboneRequest, DataFormat, Head, Strategy
+from autoft.specs import Backbone, BackboneFamily, BackboneRequest, DataFormat, Head, Logger, Strategy
 
-NOUNS: Mapping[Kind, str] = {"family": "backbone family", "head": "head", "data": "data format", "strategy": "strategy"}
+NOUNS: Mapping[Kind, str] = {
+    "family": "backbone family",
+    "head": "head",
+    "data": "data format",
+    "strategy": "strategy",
+    "logger": "logger",
+}
 
 _T = TypeVar("_T")
 
@@ -28,6 +34,7 @@ class Catalog:
         heads: Heads.
         data: Data formats.
         strategies: Strategies.
+        loggers: Loggers.
         plugins: Every installed plugin in loading order: loaded, broken or left out.
     """
 
@@ -35,6 +42,7 @@ class Catalog:
     heads: Mapping[str, Head] = field(default_factory=dict)
     data: Mapping[str, DataFormat] = field(default_factory=dict)
     strategies: Mapping[str, Strategy] = field(default_factory=dict)
+    loggers: Mapping[str, Logger] = field(default_factory=dict)
     plugins: tuple[PluginInfo, ...] = ()
 
     def family(self, name: str) -> BackboneFamily:
@@ -48,6 +56,10 @@ class Catalog:
     def data_format(self, name: str) -> DataFormat:
         """Return the data format of that name; raises `PluginError` with the nearest names if there is none."""
         return self._get("data", self.data, name)
+
+    def logger(self, name: str) -> Logger:
+        """Return the logger of that name; raises `PluginError` with the nearest names if there is none."""
+        return self._get("logger", self.loggers, name)
 
     def origin(self, kind: Kind, name: str) -> PluginInfo | None:
         """Return the plugin that provides a spec, or None where it came from no plugin, as in tests."""

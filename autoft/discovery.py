@@ -39,13 +39,13 @@ from autoft.plugin_record import (
     write_record,
 )
 from autoft.plugin_version import requirement_problem, version_problem
-from autoft.specs import WHOLE, BackboneFamily, DataFormat, Head, Strategy
+from autoft.specs import WHOLE, BackboneFamily, DataFormat, Head, Logger, Strategy
 
 __all__ = ["GROUP", "Catalog", "Kind", "PluginInfo", "Provided", "discover", "installed"]
 
 GROUP = "autoft"
 
-_Spec = BackboneFamily | Head | DataFormat | Strategy
+_Spec = BackboneFamily | Head | DataFormat | Strategy | Logger
 _Specs = dict[tuple[Kind, str], _Spec]
 
 _HOOKS: Mapping[str, tuple[Kind, type[_Spec]]] = {
@@ -53,6 +53,7 @@ _HOOKS: Mapping[str, tuple[Kind, type[_Spec]]] = {
     "autoft_heads": ("head", Head),
     "autoft_data": ("data", DataFormat),
     "autoft_strategies": ("strategy", Strategy),
+    "autoft_loggers": ("logger", Logger),
 }
 _SPEC_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
@@ -114,6 +115,7 @@ def discover(*, enabled: bool = True, allow: Collection[str] | None = None, stri
         heads=MappingProxyType({s.name: s for s in specs.values() if isinstance(s, Head)}),
         data=MappingProxyType({s.name: s for s in specs.values() if isinstance(s, DataFormat)}),
         strategies=MappingProxyType({s.name: s for s in specs.values() if isinstance(s, Strategy)}),
+        loggers=MappingProxyType({s.name: s for s in specs.values() if isinstance(s, Logger)}),
         plugins=tuple(plugins),
     )
 

@@ -26,6 +26,7 @@ from autoft.failures import full_disk, stop_if_not_its_fault
 from autoft.files import remove_tree
 from autoft.finish import SearchResult, export_winner, note, nothing_trained, stored_result, summarize
 from autoft.identity import defaults, facts, identity
+from autoft.loggers import Followers, check_loggers
 from autoft.mix import Mixture
 from autoft.preflight import KEPT_TRIALS, MOST_RESTING, Checked, preflight
 from autoft.prepare import Prepared, load_config, prepare
@@ -87,6 +88,7 @@ def search(
     prepared = prepare(config, catalog, before_run)
     config = prepared.config  # with the models of presets in their places
     _check_refit(prepared)
+    check_loggers(prepared)
     try:
         url = choose_url(config.search.storage, path)
         if url is not None:
@@ -94,9 +96,15 @@ def search(
         shown = config.with_storage(url).to_yaml()
         with open_run(path, identity(prepared), facts(prepared), shown, defaults=defaults(), storage=url) as run:
 
-            def listener(event: Event) -> None:
+            def tell(event: Event) -> None:
                 run.log(event)
                 early(event)
+
+            followers = Followers(prepared, run, tell)
+
+            def listener(event: Event) -> None:
+                tell(event)
+                followers.hear(event)
 
             for event in held:
                 run.log(event)
@@ -115,10 +123,12 @@ def search(
                     if engine is not None
                     else start_local(worker, prepared, setup, driver.hear_crew, driver.hear, ask)
                 )
+                driver.late = followers.hear
                 result = driver.run()
             finally:
                 if engine is not None:
                     engine.stop(gracefully=False)
+                followers.close()
             if not result.interrupted:
                 drop_losers(run, result.trial)
                 # large, and of use to further trials alone, which make it again
@@ -126,7 +136,7 @@ def search(
                     if folder.exists():
                         shutil.rmtree(folder)
                 result = replace(result, report=_report(path, listener))
-            return result
+            return replace(result, unlogged=dict(followers.faults))
     except AutoftError:
         raise
     except Exception as error:
@@ -169,6 +179,7 @@ class _Driver:
     """
 
     crew: Crew
+    late: Listener  # hears of epochs that were trained while nobody listened, or were told already
 
     def __init__(
         self,
@@ -337,6 +348,7 @@ class _Driver:
             self.listener(telling.memory_ran_out(number, outcome.micro_batch or 0, flight.settings.batch_size))
         for report in outcome.history:  # a kill may have come before some of them were told
             self.trials.report(trial, report.value, report.epoch)
+            self.late(self._epoch_event(number, report, flight.settings))
         if outcome.state == "paused":
             self._paused(flight, outcome)
         else:
@@ -359,9 +371,11 @@ class _Driver:
     def _tell_epoch(self, trial: optuna.Trial, report: EpochReport, settings: TrainConfig) -> None:
         self.trials.report(trial, report.value, report.epoch)
         self._save_seconds()
+        self.listener(self._epoch_event(trial.number, report, settings))
+
+    def _epoch_event(self, number: int, report: EpochReport, settings: TrainConfig) -> Event:
         left, metric = self._seconds_left(report, settings), self.objective.metric
-        told = telling.epoch_ended(trial.number, report, epochs=settings.epochs, metric=metric, seconds_left=left)
-        self.listener(told)
+        return telling.epoch_ended(number, report, epochs=settings.epochs, metric=metric, seconds_left=left)
 
     def _tell(self, flight: _Flight, outcome: Outcome) -> None:
         trial, leads = flight.trial, self._leads(outcome)

@@ -49,6 +49,7 @@ class SearchResult:
         failures: How many trials failed for what (`failed`), and how often a failure was survived (`survived`), by type.
         differs: Why another search of the same study and seed may give other trials; empty where it repeats bit for bit.
         report: The page that tells of the search, or None where it was interrupted or the page could not be written.
+        unlogged: Loggers that have not heard everything in this session, and why.
     """
 
     run: Path
@@ -65,6 +66,7 @@ class SearchResult:
     failures: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     differs: tuple[str, ...] = ()
     report: Path | None = None
+    unlogged: Mapping[str, str] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the winner against the preset, the test score, where everything is."""

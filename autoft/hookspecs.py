@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pluggy
 
-from autoft.specs import BackboneFamily, DataFormat, Head, Strategy
+from autoft.specs import BackboneFamily, DataFormat, Head, Logger, Strategy
 
 PROJECT = "autoft"
 # What plugins declare as `AUTOFT_HOOKS` in the module that their entry point names. It goes up when a plugin that was sound
@@ -37,3 +37,8 @@ def autoft_data() -> list[DataFormat]:  # type: ignore[empty-body]
 @hookspec
 def autoft_strategies() -> list[Strategy]:  # type: ignore[empty-body]
     """Return strategies: ways to train a backbone by few parameters, such as LoRA."""
+
+
+@hookspec
+def autoft_loggers() -> list[Logger]:  # type: ignore[empty-body]
+    """Return loggers: services and files that follow a search's trials, such as MLflow."""

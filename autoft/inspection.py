@@ -23,7 +23,7 @@ OPTIMIZER_COPIES = 4  # of each trained weight: itself, its gradient, and AdamW'
 
 
 def describe(catalog: Catalog, name: str, *, cuts: bool = False, cost: bool = False) -> dict[str, Any]:
-    """Return what there is to know of a backbone (`FAMILY/MODEL`), family, head, data format or strategy, JSON-ready.
+    """Return what there is to know of a backbone (`FAMILY/MODEL`), or of anything else by its name, JSON-ready.
 
     A backbone is built with random weights for this; nothing is downloaded.
 
@@ -82,7 +82,11 @@ def describe(catalog: Catalog, name: str, *, cuts: bool = False, cost: bool = Fa
             "help": strategy.help,
             "knobs": {knob.name: {"default": knob.default, "help": knob.help} for knob in strategy.knobs},
         }
-    names = [*catalog.families, *catalog.heads, *catalog.data, *catalog.strategies]
+    if name in catalog.loggers:
+        logger = catalog.loggers[name]
+        usable = logger.check({}) or "yes"
+        return {"kind": "logger", "name": name, "help": logger.help, "usable": usable, "options": dict(logger.options)}
+    names = [*catalog.families, *catalog.heads, *catalog.data, *catalog.strategies, *catalog.loggers]
     near = nearest(name, names)
     raise PluginError(
         f"no plugin provides anything named {name!r}",

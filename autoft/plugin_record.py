@@ -20,7 +20,7 @@ from autoft.files import read_json, write_checked
 
 OWN_PACKAGE = "autoft"
 
-Kind = Literal["family", "head", "data", "strategy"]
+Kind = Literal["family", "head", "data", "strategy", "logger"]
 State = Literal["ok", "broken", "left out", "not loaded yet"]
 
 logger = logging.getLogger("autoft")

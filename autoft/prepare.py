@@ -119,6 +119,7 @@ def known(catalog: Catalog) -> Known:
         check_backbone=check_backbone,
         broken=tuple(str(plugin) for plugin in catalog.plugins if plugin.state == "broken"),
         check_space=check_space,
+        loggers={name: frozenset(logger.options) for name, logger in catalog.loggers.items()},
     )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+    from autoft.events import Event
     from autoft.ragged import Ragged
 
 Direction = Literal["maximize", "minimize"]
@@ -511,6 +512,70 @@ class Head:
     knobs: tuple[Knob, ...] = field(default=())
     runtime: Path | None = None
     examples: Callable[[], Sequence[Any]] | None = None
+    help: str = ""
+
+
+# --- loggers --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LoggedSearch:
+    """The search that a logger follows.
+
+    Attributes:
+        name: Of the study.
+        id: Of the run folder: the same in all its sessions, and no other's.
+        run: The run folder.
+        metric: What is optimized.
+        direction: Whether that is to be maximized or minimized.
+        study: All settings, as a study file has them.
+        options: What the study says for this logger.
+        state: What the logger wants to know again when the search goes on, such as ids of its runs, JSON-ready; whatever it
+            puts here is kept in the run folder after each event.
+    """
+
+    name: str
+    id: str
+    run: Path
+    metric: str
+    direction: Direction
+    study: Mapping[str, Any]
+    options: Mapping[str, str | int | float | bool]
+    state: dict[str, Any]
+
+
+class Log(Protocol):
+    """What a logger has open for one search; called by one thread of its own, which may wait without holding up trials."""
+
+    def hear(self, event: Event) -> None:
+        """Take note of an event.
+
+        The events come in their order, also those of earlier sessions that this logger has not heard. `trial` may come again
+        for a trial that goes on; an epoch and an end come once, but for one that was told just before a kill.
+        """
+
+    def close(self) -> None:
+        """Write what is still to be written; the search is over or interrupted."""
+
+
+@dataclass(frozen=True)
+class Logger:
+    """Something that follows a search's trials, such as a tracking server.
+
+    Attributes:
+        name: The word in `logging` of a study.
+        check: Returns why it cannot be used with some options, and what to do about it (such as `pip install ...`), or None
+            where it can. Called before the search; imports little, and reaches no server.
+        open: Begins to follow a search, or goes on. Whatever it raises, and whatever `Log.hear` raises, ends the logging of
+            this session with a warning, never the search.
+        options: What a study may set for it: by name, one line of help.
+        help: One line for `autoft plugins`.
+    """
+
+    name: str
+    check: Callable[[Mapping[str, str | int | float | bool]], str | None]
+    open: Callable[[LoggedSearch], Log]
+    options: Mapping[str, str] = field(default_factory=dict)
     help: str = ""
 
 

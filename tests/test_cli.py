@@ -605,7 +605,8 @@ def test_listing_plugins_imports_none(toy_env: dict[str, str], tmp_path: Path) -
     found = {plugin["name"]: plugin for plugin in json.loads(loaded.out)}
     assert found["loud"]["status"] == "broken"
     assert "imported" in found["loud"]["reason"]
-    assert {given["name"] for given in found["toy"]["provides"]} == {"toy", "toy-classification", "toy-stripes", "toy-scale"}
+    names = {"toy", "toy-classification", "toy-stripes", "toy-scale", "toy-log"}
+    assert {given["name"] for given in found["toy"]["provides"]} == names
 
 
 THIRD_PARTY = '''

@@ -419,7 +419,7 @@ def test_plugins_section_is_given_to_whoever_finds_out_what_is_known(folder: Pat
         (
             "colour: red",
             "colour: is not a setting here "
-            "(hint: settings here: name, data, task, backbones, plugins, space, search, trainer, export)",
+            "(hint: settings here: name, data, task, backbones, plugins, space, search, trainer, export, logging)",
         ),
         (
             "name: ../escape",

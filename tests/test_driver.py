@@ -316,7 +316,8 @@ def test_time_limit_ends_the_search_near_it_and_survives_a_resume(toy_images: Pa
     assert again == first
     assert [data["reason"] for data in heard.of("stopped")] == ["time limit"]
 
-    longer = run_search(toy_images, run, *endless, "search.time_limit=12s", on_event=heard)
+    limit = "search.time_limit=10m"
+    longer = run_search(toy_images, run, *endless, limit, on_event=heard, should_stop=lambda: bool(heard.of("trial_end")))
     assert heard.of("trial")[0]["trial"] <= done, "it goes on where it was"
     assert longer.trials["complete"] > first.trials["complete"]
 

@@ -66,6 +66,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "promotion",
         "answered",
         "finish",
+        "loggers",
         "contest",
         "session",
         "deployed",

@@ -135,7 +135,7 @@ def plugins_check(
         str,
         typer.Argument(
             metavar="NAME_OR_PACKAGE",
-            help="A backbone such as timm/resnet18, a family, head, data format or strategy; or a plugin or package.",
+            help="A backbone such as timm/resnet18, family, head, data format, strategy or logger; or a plugin or package.",
         ),
     ],
     example: Annotated[

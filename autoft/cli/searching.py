@@ -107,6 +107,12 @@ def search(
             help="Database that keeps the trials.  [default: the study's, or AUTOFT_STORAGE, or none]",
         ),
     ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log", metavar="NAME", help="Logger of the trials, such as mlflow; may be repeated.  [default: the study's]"
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -145,6 +151,7 @@ def search(
             "search.workers": workers,
             "search.devices": devices,
             "search.storage": None if storage is None else json.dumps(storage),  # JSON is YAML
+            "logging": json.dumps(log) if log else None,
             "trainer.epochs": epochs,
             "trainer.device": device,
         },
@@ -283,6 +290,7 @@ def _print_result(result: SearchResult, brief: bool) -> None:
             *(("front", _front_line(point, result.metric)) for point in result.front),
             ("trials", ", ".join(f"{count} {state}" for state, count in result.trials.items())),
             *_failure_lines(result.failures),
+            *(("not logged", f"{name}: {why}") for name, why in result.unlogged.items()),
             ("run", result.run),
             ("bundle", result.bundle),
             *([("report", result.report)] if result.report is not None else []),

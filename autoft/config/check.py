@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -44,6 +44,7 @@ class Known:
         check_backbone: Returns an objection to a backbone's name with its weights, or None where it is known.
         broken: Names of plugins that failed to load, and so might have provided what is missing.
         check_space: Returns an objection to the values of an entry of `space`, or None where they are possible.
+        loggers: Names of the loggers, each with the names of its options.
     """
 
     data_plugins: frozenset[str]
@@ -52,6 +53,7 @@ class Known:
     check_backbone: Callable[[str, str], Objection | None]
     broken: tuple[str, ...] = ()
     check_space: Callable[[str, SpaceEntry], Objection | None] = lambda name, entry: None
+    loggers: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def hint(self, name: str, names: Iterable[str]) -> str:
         """Return the nearest of the names, or all of them, and the broken plugins that might have had the name."""
@@ -204,6 +206,17 @@ def _unknown_names(values: Mapping[str, Any], known: Known) -> list[Finding]:
     for name in space if isinstance(space, Mapping) else ():
         if name not in known.space:
             findings.append(Finding(("space", name), "is not a searchable setting", known.hint(name, known.space)))
+    logging = values.get("logging")
+    for name, options in logging.items() if isinstance(logging, Mapping) else ():
+        if name not in known.loggers:
+            findings.append(Finding(("logging", name), "is not an installed logger", known.hint(name, known.loggers)))
+        elif isinstance(options, Mapping):
+            own = known.loggers[name]
+            unknown = [option for option in options if option not in own]
+            findings += [
+                Finding(("logging", name, option), f"is not an option of {name}", known.hint(option, own))
+                for option in unknown
+            ]
     for position, entry in enumerate(backbones if isinstance(backbones, list) else []):
         name = entry.get("name") if isinstance(entry, Mapping) else None
         if not isinstance(name, str) or not name:

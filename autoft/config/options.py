@@ -29,7 +29,7 @@ from autoft.errors import nearest
 
 
 def expand(document: Document) -> None:
-    """Write short forms out: `data: PATH`, `backbones: NAME`, a backbone that is only a name, an empty section."""
+    """Write short forms out: `data: PATH`, `backbones: NAME`, a backbone or logger that is only a name, an empty section."""
     values, places = document.values, document.places
 
     def put(loc: Loc) -> None:
@@ -42,6 +42,11 @@ def expand(document: Document) -> None:
     if isinstance(values.get("data"), str):
         values["data"] = {"path": values["data"]}
         put(("data", "path"))
+    if "logging" in values:
+        named = values["logging"]
+        listed = [named] if isinstance(named, str) else [] if named is None else named
+        if isinstance(listed, list) and all(isinstance(name, str) for name in listed):
+            values["logging"] = {name: {} for name in listed}
     if isinstance(values.get("backbones"), str | dict):
         entry = values["backbones"]
         # What is known of the mapping's settings moves one level down together with it.

@@ -149,6 +149,16 @@ def _variants(value: object) -> object:
     )
 
 
+def _loggers(value: object) -> object:
+    """Check what `expand` has written out: a mapping from each logger to its options."""
+    if isinstance(value, dict) and all(options is None or isinstance(options, dict) for options in value.values()):
+        return {name: options or {} for name, options in value.items()}
+    raise _invalid(
+        f"must be a list of loggers, or a mapping from each to its options, but got {shown(value)}",
+        "such as `logging: [tensorboard]`",
+    )
+
+
 def _storage(value: object) -> object:
     if value is None:
         return value
@@ -389,6 +399,9 @@ class ExportConfig(Section):
     golden: Annotated[Whole, Field(ge=0, le=1000)] = 8
 
 
+LoggingOptions = dict[str, dict[Text, bool | int | float | str]]
+
+
 class StudyConfig(Section):
     """A whole study, validated; made by `load_study` or `study_from_data`.
 
@@ -406,6 +419,7 @@ class StudyConfig(Section):
         search: How long to search, and for what.
         trainer: How a trial trains.
         export: How far the exported model may be from the trained one.
+        logging: Loggers that follow the search, such as `[tensorboard, mlflow]`; or by name, with options of each.
     """
 
     name: Annotated[str, BeforeValidator(_name)]
@@ -417,6 +431,7 @@ class StudyConfig(Section):
     search: SearchConfig = SearchConfig()
     trainer: TrainerConfig = TrainerConfig()
     export: ExportConfig = ExportConfig()
+    logging: Annotated[LoggingOptions, BeforeValidator(_loggers)] = Field(default_factory=dict)
 
     _source: str = PrivateAttr("options")
     _places: dict[Loc, Place] = PrivateAttr(default_factory=dict)
@@ -445,7 +460,7 @@ class StudyConfig(Section):
     def to_yaml(self) -> str:
         """Return the resolved study as a study file: absolute paths, every default, no password of a storage."""
         return "# The resolved study, as autoft understood it.\n" + yaml.dump(
-            self._plain(), Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10_000
+            self.plain(), Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10_000
         )
 
     def with_storage(self, url: str | None) -> StudyConfig:
@@ -455,15 +470,16 @@ class StudyConfig(Section):
     def identity(self) -> dict[str, Any]:
         """Return what decides whether a run folder belongs to this study, JSON-ready.
 
-        Budget, workers and storage are not part of it: a run may be continued with more trials, more time, on more devices,
-        or with its trials at another place.
+        Budget, workers, storage and loggers are not part of it: a run may be continued with more trials, more time, on more
+        devices, with its trials at another place, or followed by others.
         """
-        plain = self._plain()
+        plain = self.plain()
         for other in ("trials", "time_limit", "workers", "devices", "storage"):
             del plain["search"][other]
+        del plain["logging"]
         return plain
 
-    def _plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         """Return all settings as a study file writes them, but for the password of a storage."""
         plain = self.model_dump(mode="json", exclude={"space"})
         if self.search.storage is not None:

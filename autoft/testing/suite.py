@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoft.errors import AutoftError, BackboneError, PluginError, nearest
-from autoft.specs import Backbone, BackboneFamily, DataFormat, Head, Strategy
+from autoft.specs import Backbone, BackboneFamily, DataFormat, Head, Logger, Strategy
 from autoft.testing.bound import BoundCheck, CheckResult, run_all
 from autoft.testing.checks import kinds_to_check, of_backbone
 from autoft.testing.kit import CheckFailed, CheckWarning
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from autoft.catalog import Catalog
     from autoft.plugin_record import PluginInfo
 
-__all__ = ["BoundCheck", "CheckResult", "checks_for", "of_data", "of_family", "of_head", "of_plugin", "run_all"]
+__all__ = ["BoundCheck", "CheckResult", "checks_for", "of_data", "of_family", "of_head", "of_logger", "of_plugin", "run_all"]
 
-Subject = Backbone | Head | DataFormat | BackboneFamily
+Subject = Backbone | Head | DataFormat | BackboneFamily | Logger
 
 
 def checks_for(
@@ -44,8 +44,8 @@ def checks_for(
 
     Args:
         subject: A name: a backbone `FAMILY/MODEL`, checked with every installed strategy that fits; a family, head, data
-            format or strategy; or a plugin or package, whose checks are those of all that it provides. Or one of these
-            things itself.
+            format, strategy or logger; or a plugin or package, whose checks are those of all that it provides. Or one of
+            these things itself.
         head: With a backbone itself: the task on top; a plain classification where it is left out.
         backbone: With a head: what it is put on; a toy where it is left out.
         strategies: With a backbone itself: those to check on it.
@@ -70,6 +70,8 @@ def checks_for(
         found = of_head(subject, backbone, references)
     elif isinstance(subject, DataFormat):
         found = of_data(subject, Path(example) if example else None)
+    elif isinstance(subject, Logger):
+        found = of_logger(subject)
     else:
         found = of_family(subject)
     return _waived(found, waive or {})
@@ -113,6 +115,13 @@ def of_data(format: DataFormat, example: Path | None) -> list[BoundCheck]:
             "name some: `autoft plugins check NAME --example PATH`, `checks_for(NAME, example=PATH)`",
         )
     return [BoundCheck(format.name, name, about, partial(run, format, example)) for name, about, run in DATA_CHECKS]
+
+
+def of_logger(logger: Logger) -> list[BoundCheck]:
+    """Return the checks of a logger, which writes where it does without options, from a temporary folder."""
+    from autoft.testing.logger_checks import CHECKS
+
+    return [BoundCheck(logger.name, name, about, partial(run, logger)) for name, about, run in CHECKS]
 
 
 def of_family(family: BackboneFamily) -> list[BoundCheck]:
@@ -164,6 +173,7 @@ def _by_name(
         ("head", catalog.heads),
         ("data", catalog.data),
         ("strategy", catalog.strategies),
+        ("logger", catalog.loggers),
     )
     for kind, known in kinds:
         if name in known:
@@ -202,6 +212,8 @@ def _provided(
         return of_head(catalog.heads[name], None, references)
     if kind == "data":
         return of_data(catalog.data[name], example)
+    if kind == "logger":
+        return of_logger(catalog.loggers[name])
     return _of_strategy(catalog.strategies[name])
 
 

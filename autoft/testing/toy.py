@@ -36,14 +36,16 @@ from autoft.specs import (
     Targets,
 )
 from autoft.testing import toy_text
+from autoft.testing.toy_log import autoft_loggers
 from autoft.testing.toy_text import toy_tagged, toy_texts, write_toy_csv, write_toy_tagged
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
-    "autoft_backbones", "autoft_data", "autoft_heads", "autoft_strategies", "load_stripes", "paint_png", "resolve",
-    "stages", "suggest", "toy_samples", "toy_tagged", "toy_texts", "write_toy_csv", "write_toy_images", "write_toy_tagged",
+    "autoft_backbones", "autoft_data", "autoft_heads", "autoft_loggers", "autoft_strategies", "load_stripes",
+    "paint_png", "resolve", "stages", "suggest", "toy_samples", "toy_tagged", "toy_texts", "write_toy_csv",
+    "write_toy_images", "write_toy_tagged",
 ]  # fmt: skip
 
 IMAGE_SIZE = 16
