@@ -1,6 +1,6 @@
 """autoft finds the best way to fine-tune a pretrained model on your data, and exports it proven.
 
-Importing this package imports neither torch nor timm; `search` and `load` do when they are first used.
+Importing this package imports neither torch nor timm; `search`, `load` and `compare` do when they are first used.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from autoft.errors import AutoftError
 
 if TYPE_CHECKING:
+    from autoft.comparison import Comparison, compare
     from autoft.driver import search
     from autoft.finish import SearchResult
     from autoft.hookspecs import HOOKS_VERSION, hookimpl
@@ -22,9 +23,11 @@ __all__ = [
     "Answers",
     "AutoftError",
     "Bundle",
+    "Comparison",
     "Scores",
     "SearchResult",
     "__version__",
+    "compare",
     "hookimpl",
     "load",
     "search",
@@ -36,6 +39,8 @@ _LAZY = {
     "Bundle": "autoft.loaded",
     "Scores": "autoft.loaded",
     "load": "autoft.loaded",
+    "Comparison": "autoft.comparison",
+    "compare": "autoft.comparison",
     "search": "autoft.driver",
     "SearchResult": "autoft.finish",
     "hookimpl": "autoft.hookspecs",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from autoft.errors import RunError, first_line
@@ -22,6 +23,8 @@ KEPT: tuple[Answer, ...] = ("label", "labels", "values")  # those with one row o
 MOST_SAMPLES = 20_000  # of a split
 MOST_NUMBERS = 5_000_000  # scores of a split: 20 MB
 MOST_TEXT = 400  # characters of a text
+SMALLEST = 1e-38  # probability of a class: float32 knows none below
+NEAREST = 1e-12  # distance of a label's probability to 0 and 1, at least
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,17 @@ def _text(sample: Sample) -> str | None:
     if isinstance(source, tuple | list):
         return " | ".join(part[: MOST_TEXT // 2] for part in source)[:MOST_TEXT]
     return None
+
+
+def outputs_of(found: Answered) -> Tensor:
+    """Return the outputs `(N, K)` that give the kept scores, float64, up to what a probability does not tell.
+
+    Probabilities of 0 and 1 become those nearest to them, as no finite output gives them.
+    """
+    scores = found.scores.double()
+    if found.answer == "label":
+        return scores.clamp_min(SMALLEST).log()  # softmax gives them back, whatever constant was lost
+    return torch.logit(scores, eps=NEAREST) if found.answer == "labels" else scores
 
 
 def keep(run: Path, answered: Mapping[str, Answered]) -> None:

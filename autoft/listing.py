@@ -78,17 +78,16 @@ def _look(path: Path) -> Run:
     except (AutoftError, OSError, ValueError, LookupError, TypeError) as error:
         return Run(path, path.name, "damaged", "", None, None, "", 0, None, 0.0, size, f"{type(error).__name__}: {error}")
     best, metric = status.best, result.get("metric", status.metric)
-    state = "killed" if status.killed else "running" if not status.over else status.phase
     winner = result.get("winner", {})
     return Run(
         path=path,
         name=status.name or path.name,
-        state=state,
+        state=status.state,
         metric=metric,
         value=winner.get("value", best.value if best is not None else None),
         test=result.get("test", {}).get(metric),
         backbone=winner.get("settings", {}).get("backbone", best.backbone if best is not None else ""),
-        ended=sum(trial.state in ("complete", "pruned", "failed") for trial in status.trials),
+        ended=status.ended,
         budget=status.budget,
         heard=status.heard,
         size=size,

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from autoft.ragged import Rows
+from autoft.specs import Targets
 from autoft.train import Objective
 
 RESAMPLES = 50
@@ -14,7 +15,14 @@ RESAMPLED = 2_000  # samples of a resample, at most: metrics of more take long
 
 
 def paired_error(
-    one: Rows, other: Rows, objective: Objective, encoded: Rows, *, seed: int = 0, resamples: int = RESAMPLES
+    one: Rows,
+    other: Rows,
+    objective: Objective,
+    encoded: Rows,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    others: Targets | None = None,
 ) -> float:
     """Return the standard error of the difference of two models' scores.
 
@@ -27,6 +35,7 @@ def paired_error(
         encoded: Targets of the samples.
         seed: Of the bootstrap.
         resamples: How many.
+        others: The targets by which the other one is scored, where it answers by thresholds of its own.
 
     Returns:
         The error; infinite where fewer than two have the metric.
@@ -35,7 +44,9 @@ def paired_error(
     size = min(len(encoded), RESAMPLED)
     for _ in range(resamples):
         rows = rng.integers(0, len(encoded), size)
-        pair = [head.metrics(each[rows], encoded[rows], targets) for each in (one, other)]
+        pair = [
+            head.metrics(each[rows], encoded[rows], known) for each, known in ((one, targets), (other, others or targets))
+        ]
         if all(objective.metric in metrics for metrics in pair):
             differences.append(pair[0][objective.metric] - pair[1][objective.metric])
     if len(differences) < 2:

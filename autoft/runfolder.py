@@ -288,7 +288,7 @@ def _maker(lock: Mapping[str, Any]) -> str:
 
 def _check_same(path: Path, lock: Mapping[str, Any], identity: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     stored = lock["identity"]
-    usual, known = _flat(defaults), _flat(stored)
+    usual, known = flat(defaults), flat(stored)
     # a setting that came after the folder, and that this study leaves alone, is no difference
     different = [
         (name, there, here)
@@ -319,22 +319,22 @@ def differences(stored: Mapping[str, Any], here: Mapping[str, Any]) -> list[tupl
     Returns:
         For each difference the dotted name, the stored value, and the one here; None where there is none.
     """
-    found, wanted = _flat(stored), _flat(here)
+    found, wanted = flat(stored), flat(here)
     return [(name, found.get(name), wanted.get(name)) for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings, and lists of them, as dotted names and plain values."""
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings, and lists of them, as dotted names and plain values, as JSON has them."""
     if isinstance(value, Mapping):
         items: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         items = enumerate(value)
     else:
         return {prefix: _as_json(value)}
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, item in items:
-        flat.update(_flat(item, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
+        found.update(flat(item, f"{prefix}.{key}" if prefix else str(key)))
+    return found
 
 
 def _as_json(value: Any) -> Any:

@@ -128,6 +128,16 @@ class Status:
         return self.phase not in OVER and self.alive is False
 
     @property
+    def state(self) -> str:
+        """What became of it, in a word: `done`, `stopped`, `killed`, or `running`."""
+        return "killed" if self.killed else self.phase if self.over else "running"
+
+    @property
+    def ended(self) -> int:
+        """How many trials have ended, in whatever way."""
+        return sum(trial.state in ("complete", "pruned", "failed") for trial in self.trials)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Number of trials in each state."""
         return dict(Counter(trial.state for trial in self.trials))

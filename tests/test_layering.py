@@ -77,6 +77,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "runfolder",
         "status",
         "listing",
+        "contrast",
+        "comparison",
         "export",
         "report",
         "dashboard",

@@ -17,7 +17,7 @@ from autoft.stopping import SIGNALLED
 
 # isort: off
 # these register their commands, in the order in which `autoft --help` lists them
-from autoft.cli import searching, watching, bundles, runs, machine, plugins  # noqa: F401
+from autoft.cli import searching, watching, comparing, bundles, runs, machine, plugins  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]

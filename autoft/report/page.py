@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from optuna.trial import TrialState
@@ -159,7 +159,17 @@ def render(run: Path) -> str:
     if read_result(run) is None:
         told = f"The search is not finished: {run / RESULT} is missing. {ended} trials have ended, {failed} of them failed."
         state = f'<p class="warning">{html.escape(told)} What follows is what is known so far.</p>\n'
-    sections = [section for maker in SECTIONS if (section := maker(run)) is not None]
+    return document(title, state, [section for maker in SECTIONS if (section := maker(run)) is not None])
+
+
+def document(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """Return a page of HTML that needs no network: a title, what comes first, and sections with links to them.
+
+    Args:
+        title: As plain text.
+        lead: HTML, such as a warning; may be empty.
+        sections: In order.
+    """
     links = "\n".join(f'<a href="#{html.escape(one.key)}">{html.escape(one.title)}</a>' for one in sections)
     body = "".join(
         f'<section id="{html.escape(one.key)}">\n<h2>{html.escape(one.title)}</h2>\n{one.body}</section>\n'
@@ -171,7 +181,7 @@ def render(run: Path) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{html.escape(POLICY)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{html.escape(title)}</h1>\n{state}<nav>\n{links}\n</nav>\n{body}"
+        f"<h1>{html.escape(title)}</h1>\n{lead}<nav>\n{links}\n</nav>\n{body}"
         "<noscript><p>Plots, and tables that sort, need JavaScript.</p></noscript>\n"
         f"{plotly}<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
