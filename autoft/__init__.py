@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from autoft.finish import SearchResult
     from autoft.hookspecs import HOOKS_VERSION, hookimpl
     from autoft.loaded import Answer, Answers, Bundle, Scores, load
+    from autoft.notebook import show_progress
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "hookimpl",
     "load",
     "search",
+    "show_progress",
 ]
 
 _LAZY = {
@@ -45,6 +47,7 @@ _LAZY = {
     "SearchResult": "autoft.finish",
     "hookimpl": "autoft.hookspecs",
     "HOOKS_VERSION": "autoft.hookspecs",
+    "show_progress": "autoft.notebook",
 }
 
 

@@ -1,5 +1,7 @@
 """Shows a search while it runs: a live view on a terminal, plain lines elsewhere, JSON lines for programs, or nothing.
 
+How a notebook shows it, `notebook.py` says.
+
 What a person watches goes to stderr; what a program reads goes to stdout.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import Literal
@@ -16,6 +19,8 @@ from autoft.events import AT_THE_END, Event, Listener, duration
 
 Mode = Literal["live", "plain", "json", "quiet"]
 
+KERNEL = "JPY_PARENT_PID"  # Jupyter sets it for kernels, and so for what they start
+
 
 def choose_mode(*, quiet: bool, json_lines: bool) -> Mode:
     """Return how to show progress: `--json` and `--quiet` win, a terminal gets the live view."""
@@ -23,7 +28,8 @@ def choose_mode(*, quiet: bool, json_lines: bool) -> Mode:
         return "json"
     if quiet:
         return "quiet"
-    return "live" if sys.stderr.isatty() else "plain"
+    # `!autoft` in a notebook writes to a terminal that nobody looks at: what moves its cursor would be shown as it is
+    return "live" if sys.stderr.isatty() and KERNEL not in os.environ else "plain"
 
 
 @contextlib.contextmanager
@@ -35,14 +41,15 @@ def show(mode: Mode) -> Iterator[Listener]:
         with live_view() as listener:
             yield listener
     else:
-        yield {"json": _json_line, "plain": _plain_line, "quiet": _quiet_line}[mode]
+        yield {"json": _json_line, "plain": plain_line, "quiet": _quiet_line}[mode]
 
 
 def _json_line(event: Event) -> None:
     print(json.dumps({"event": event.kind, "text": event.text, **event.data}), flush=True)
 
 
-def _plain_line(event: Event) -> None:
+def plain_line(event: Event) -> None:
+    """Print an event to stderr, in a line."""
     if event.kind in AT_THE_END:
         return
     left = event.data.get("seconds_left")

@@ -98,7 +98,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "doctor",
         "testing",
     ),
-    ("progress", "live", "cli"),
+    ("progress", "live", "notebook", "cli"),
     ("__main__",),
 )
 SEARCH_LAYER = next(level for level, names in enumerate(LAYERS) if "driver" in names)

@@ -42,7 +42,17 @@ def test_terminal_gets_the_live_view_unless_told_otherwise(
     stream = io.StringIO()
     stream.isatty = lambda: terminal  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
     assert choose_mode(quiet=quiet, json_lines=json_lines) == mode
+
+
+def test_terminal_of_a_notebooks_command_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`!autoft` in a cell has a terminal, but whatever moves its cursor is shown as it is."""
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    assert choose_mode(quiet=False, json_lines=False) == "plain"
 
 
 @pytest.mark.parametrize(
