@@ -54,6 +54,10 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         import importlib
+        import warnings
 
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        with warnings.catch_warnings():
+            # libraries below load tqdm, which tells notebooks without ipywidgets of its bars; autoft shows none of them
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'autoft' has no attribute {name!r}")

@@ -325,6 +325,8 @@ def _over_seeds(seeds: Mapping[str, float]) -> str:
 
 def _shown(value: Any) -> str:
     """Return a setting's value as a study file writes it, cut to a length; nothing for one that is not set."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 

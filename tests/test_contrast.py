@@ -253,3 +253,16 @@ def test_answers_that_do_not_fit_are_not_used(tmp_path: Path, catalog: Catalog) 
         found = contrast(*pair, catalog)
         assert (found.basis, found.verdict) == ("seeds", "better")
         assert reason in found.why[0]
+
+
+def test_outputs_give_the_kept_scores_back(catalog: Catalog) -> None:
+    rng = np.random.default_rng(0)
+    truth = np.zeros(SAMPLES, dtype=np.int64)
+    shares = rng.dirichlet(np.full(3, 0.1), SAMPLES)
+    shares[0] = (1, 0, 0)
+    of_one = made("label", shares, truth, ("a", "b", "c"))
+    of_several = made("labels", np.vstack([rng.random((SAMPLES - 1, 3)), [[0, 1, 0.5]]]), truth, ("a", "b", "c"))
+    for kept, task in ((of_one, TASK), (of_several, "multi-label")):
+        outputs = outputs_of(kept)
+        assert bool(outputs.isfinite().all())
+        torch.testing.assert_close(catalog.head(task).activation(outputs).float(), kept.scores, rtol=1e-5, atol=1e-7)
