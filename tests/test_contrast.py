@@ -27,6 +27,12 @@ def catalog() -> Catalog:
     return discover(enabled=False)
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes errors less exact, and tests quick."""
+    monkeypatch.setattr("autoft.contrast.RESAMPLES", 40)
+
+
 def answers(right: np.ndarray, *, labels: tuple[str, ...] = ("a", "b", "c"), sure: float = 0.8) -> Answered:
     """Answers with one label, of which those of some samples are right."""
     rng = np.random.default_rng(0)

@@ -101,6 +101,7 @@ def test_only_a_kernel_is_a_notebook(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert isinstance(autoft.show_progress(), NotebookView)
 
 
+@pytest.mark.slow
 def test_script_without_a_guard_searches_on_two_workers(toy_env: dict[str, str], toy_images: Path, tmp_path: Path) -> None:
     """Whoever writes a first script leaves out `if __name__ == "__main__"`: it must run once, not once a worker."""
     script = tmp_path / "script.py"
