@@ -26,6 +26,7 @@ from promise import Tally
 from toy_training import HEAD, TARGETS, state
 
 from autoft import decoded, plugin_record, recipe, runfolder
+from autoft.answered import ANSWERS, Answered, keep, read_answers
 from autoft.checkpoint import DamagedCheckpointError, read_best
 from autoft.config import load_study
 from autoft.deploy import inputs_of, open_bundle, predict
@@ -362,6 +363,10 @@ def cache_cases(folder: Path) -> Iterator[Case]:
     each = Probed("toy/mlp", 0.5, 0.625, 0.75, None, "mlp.safetensors", None, True)
     write_checked(probes, {"probes": [asdict(each)]})
     yield Case("probe.json", probes, lambda: remember(probes))
+    run = folder / "run"
+    keep(run, {"test": some_answers()})
+    file = run / ANSWERS / "test.safetensors"
+    yield Case("answers/*.safetensors", file, lambda: vars(kept_answers(run)))
 
     table_file, copies = folder / "table.csv", folder / "copies"
     table_file.write_text("text,label\n" + "".join(f"text {row},{row % 3}\n" for row in range(60)))
@@ -385,6 +390,20 @@ def cache_cases(folder: Path) -> Iterator[Case]:
             return plugin_record._read()
 
     yield Case("the plugins' record", record, recorded, recovered=[()])
+
+
+def some_answers() -> Answered:
+    """Return answers to twenty samples."""
+    names = tuple(f"{row}.png" for row in range(20))
+    scores = torch.linspace(0.0, 1.0, 60).reshape(20, 3)
+    return Answered("label", ("a", "b", "c"), {}, 20, scores, scores.argmax(1), names, names, (None,) * 20)
+
+
+def kept_answers(run: Path) -> Answered:
+    """Return a run's answers."""
+    found = read_answers(run)
+    assert found is not None
+    return found
 
 
 def text_preprocessing() -> RaggedPreprocessing:
