@@ -16,6 +16,7 @@ from autoft.errors import PluginError
 from autoft.specs import Choice, Head, Knob, Range, Targets
 from autoft.testing import checks_for, head_checks
 from autoft.testing.kit import CheckFailed, CheckWarning
+from autoft.testing.references import entities_of
 
 HEADS = {head.name: head for head in autoft_heads()}
 HEAD = HEADS["image-classification"]
@@ -158,10 +159,19 @@ def test_metric_without_a_reference_is_a_warning_and_one_can_be_given() -> None:
         head_checks.check_metrics(TOY, head, {"sure": lambda *_: 0.25})
 
 
-def test_references_agree_with_the_metrics_of_classification_and_regression() -> None:
-    head_checks.check_metrics(TOY, HEAD)
-    for name in ("regression", "similarity"):
-        head_checks.check_metrics(head_checks.toy_for(HEADS[name]), HEADS[name])
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_metrics_of_autofts_heads_agree_with_their_references(name: str) -> None:
+    head_checks.check_metrics(head_checks.toy_for(HEADS[name]), HEADS[name])
+
+
+@pytest.mark.parametrize(
+    "tags",
+    ["O B-PER I-PER O", "B-PER B-PER", "I-LOC I-LOC O I-PER", "B-LOC I-PER E-PER", "S-PER S-PER", "E-LOC E-LOC B-LOC", "O"],
+)
+def test_reference_reads_entities_as_seqeval_does(tags: str) -> None:
+    seqeval = pytest.importorskip("seqeval.metrics.sequence_labeling")
+    found = {(kind, start, end + 1) for kind, start, end in seqeval.get_entities(tags.split())}
+    assert {(kind, start, end) for start, end, kind in entities_of(tags.split())} == found
 
 
 # --- report and knobs -------------------------------------------------------------------------------

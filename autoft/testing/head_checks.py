@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 from autoft.errors import BackboneError, DataError
 from autoft.specs import Backbone, BackboneRequest, Choice, Head, Range, Targets
 from autoft.testing.kit import CheckFailed, CheckWarning, make_raw
+from autoft.testing.references import REFERENCES, Reference
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from autoft.specs import Sample
 
-Reference = Callable[[Any, Any, Targets], float]
 
 SAMPLES = 24
 CLOSE = 1e-5  # relative: metrics may be summed in another order
@@ -125,8 +123,8 @@ def check_metrics(backbone: Backbone, head: Head, references: Mapping[str, Refer
     Args:
         backbone: Gives the features.
         head: Whose metrics.
-        references: A function for each further metric that computes it plainly. Those of autoft's classification and
-            regression are known already.
+        references: A function for each further metric that computes it plainly. Those of autoft's own heads are known
+            already (`references.py`).
 
     Raises:
         CheckFailed: Names the metric.
@@ -153,7 +151,7 @@ def check_metrics(backbone: Backbone, head: Head, references: Mapping[str, Refer
                 f"in reverse, {value:.6g}",
                 "compute it over the whole split, never by batch",
             )
-    known = {**(_REFERENCES.get(head.answer) or {}), **(references or {})}
+    known = {**(REFERENCES.get(head.answer) or {}), **(references or {})}
     for name in sorted(set(known) & set(scores)):
         wanted = float(known[name](outputs, encoded, targets))
         if not math.isclose(scores[name], wanted, rel_tol=CLOSE, abs_tol=CLOSE):
@@ -216,84 +214,6 @@ CHECKS: tuple[tuple[str, str, Callable[[Backbone, Head], None]], ...] = (
     ("report", "the account of a split is JSON", check_report),
     ("knobs", "knobs have names of their own, with default and search inside of what is allowed", check_knobs),
 )
-
-
-# --- references -------------------------------------------------------------------------------------
-
-
-def _accuracy(outputs: Tensor, encoded: Tensor, targets: Targets) -> float:
-    return float((outputs.argmax(1) == encoded).double().mean())
-
-
-def _balanced_accuracy(outputs: Tensor, encoded: Tensor, targets: Targets) -> float:
-    right = outputs.argmax(1) == encoded
-    recalls = [float(right[encoded == each].double().mean()) for each in encoded.unique()]  # type: ignore[no-untyped-call]
-    return sum(recalls) / len(recalls)
-
-
-def _f1_macro(outputs: Tensor, encoded: Tensor, targets: Targets) -> float:
-    found = outputs.argmax(1)
-    scores = []
-    for each in range(len(targets.labels)):
-        both = int(((found == each) & (encoded == each)).sum())
-        either = int((found == each).sum()) + int((encoded == each).sum())
-        scores.append(2 * both / either if either else 0.0)
-    return sum(scores) / len(scores)
-
-
-def _log_loss(outputs: Tensor, encoded: Tensor, targets: Targets) -> float:
-    return float(-outputs.double().log_softmax(1).gather(1, encoded[:, None]).mean())
-
-
-def _mae(outputs: Tensor, encoded: Tensor, targets: Targets) -> float:
-    return float((outputs.double() - encoded.double()).abs().mean())
-
-
-def _rmse(outputs: Tensor, encoded: Tensor, targets: Targets) -> float:
-    return float((outputs.double() - encoded.double()).square().mean(0).sqrt().mean())
-
-
-def _r2(outputs: Tensor, encoded: Tensor, targets: Targets) -> float:
-    wanted = encoded.double()
-    left = (outputs.double() - wanted).square().sum(0)
-    return float((1 - left / (wanted - wanted.mean(0)).square().sum(0)).mean())
-
-
-def _auroc(outputs: Tensor, encoded: Tensor, targets: Targets) -> float:
-    """Return how often a sample of a class scores above one of another, ties half, as the mean over the classes."""
-    scores = outputs.double().softmax(1)
-    areas = []
-    for each in range(len(targets.labels)):
-        apart = scores[encoded == each, each][:, None] - scores[encoded != each, each]
-        areas.append(float((apart > 0).double().mean() + (apart == 0).double().mean() / 2))
-    return sum(areas) / len(areas)
-
-
-def _pearson(outputs: Tensor, encoded: Tensor, targets: Targets) -> float:
-    ours, theirs = (side.double() - side.double().mean(0) for side in (outputs, encoded))
-    return float(((ours * theirs).sum(0) / (ours.square().sum(0) * theirs.square().sum(0)).sqrt()).mean())
-
-
-def _spearman(outputs: Tensor, encoded: Tensor, targets: Targets) -> float:
-    import torch
-
-    def ranks(column: Tensor) -> Tensor:
-        return ((column[:, None] > column).double().sum(1) * 2 + (column[:, None] == column).double().sum(1)) / 2
-
-    ours, theirs = (torch.stack([ranks(column) for column in side.T], dim=1) for side in (outputs, encoded))
-    return _pearson(ours, theirs, targets)
-
-
-_REFERENCES: Mapping[str, Mapping[str, Reference]] = {
-    "label": {
-        "accuracy": _accuracy,
-        "balanced_accuracy": _balanced_accuracy,
-        "f1_macro": _f1_macro,
-        "log_loss": _log_loss,
-        "auroc": _auroc,
-    },
-    "values": {"mae": _mae, "rmse": _rmse, "r2": _r2, "pearson": _pearson, "spearman": _spearman},
-}
 
 
 # --- parts ------------------------------------------------------------------------------------------
