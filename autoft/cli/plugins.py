@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from autoft.cli.app import BAD_INPUT, app
+from autoft.cli.completing import complete_provided
 from autoft.cli.options import AsJson
 from autoft.cli.printing import print_pairs, print_table
 
@@ -60,7 +61,13 @@ def plugins(
 
 @plugins_app.command("show")
 def plugins_show(
-    name: Annotated[str, typer.Argument(help="A backbone such as timm/resnet18, a family, a head or a data format.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A backbone such as timm/resnet18, a family, head, data format, strategy or logger.",
+            autocompletion=complete_provided,
+        ),
+    ],
     cuts: Annotated[
         bool,
         typer.Option("--cuts", help="Try at which stages the output of frozen ones can be stored.  [default: off]"),
@@ -136,6 +143,7 @@ def plugins_check(
         typer.Argument(
             metavar="NAME_OR_PACKAGE",
             help="A backbone such as timm/resnet18, family, head, data format, strategy or logger; or a plugin or package.",
+            autocompletion=complete_provided,
         ),
     ],
     example: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoft.cli.app import BUG, app
+from autoft.cli.completing import complete_export_setting
 from autoft.cli.options import AsJson, NoPlugins
 from autoft.cli.printing import megabytes, print_note, print_pairs, print_table
 from autoft.errors import AutoftError
@@ -36,7 +37,12 @@ def export(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="export.NAME=VALUE", help="Change a setting of the export; may be repeated."),
+        typer.Option(
+            "--set",
+            metavar="export.NAME=VALUE",
+            help="Change a setting of the export; may be repeated.",
+            autocompletion=complete_export_setting,
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="PATH", help="Where the data is now.  [default: where the study says]")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoft.cli.app import BUG, app
+from autoft.cli.completing import complete_logger, complete_setting
 from autoft.cli.options import NoPlugins
 from autoft.cli.printing import print_pairs
 from autoft.errors import AutoftError, RepeatedBugError
@@ -110,7 +111,10 @@ def search(
     log: Annotated[
         list[str] | None,
         typer.Option(
-            "--log", metavar="NAME", help="Logger of the trials, such as mlflow; may be repeated.  [default: the study's]"
+            "--log",
+            metavar="NAME",
+            help="Logger of the trials, such as mlflow; may be repeated.  [default: the study's]",
+            autocompletion=complete_logger,
         ),
     ] = None,
     settings: Annotated[
@@ -119,6 +123,7 @@ def search(
             "--set",
             metavar="A.B=VALUE",
             help="Override one setting of the study, such as trainer.batch_size=64; may be repeated.  [default: none]",
+            autocompletion=complete_setting,
         ),
     ] = None,
     no_plugins: NoPlugins = False,
@@ -220,6 +225,7 @@ def init(
             "--set",
             metavar="A.B=VALUE",
             help="Set one setting of the study, such as data.label=COLUMN; may be repeated.  [default: none]",
+            autocompletion=complete_setting,
         ),
     ] = None,
     no_plugins: NoPlugins = False,
