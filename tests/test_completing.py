@@ -33,10 +33,11 @@ def offered(*words: str) -> list[str]:
         (("export", "run", "--set", "exp"), {"export.quantize=", "export.golden="}),
         (("search", "photos", "--log", "tens"), {"tensorboard"}),
         (("plugins", "show", "image-f"), {"image-folder"}),
+        (("search", "photos", "--task", "multi"), {"multi-label"}),
     ],
 )
 def test_shell_is_offered_what_fits(words: tuple[str, ...], among: set[str]) -> None:
-    if words[-1] in ("tens", "image-f"):  # the record of the last loading has them
+    if words[-1] in ("tens", "image-f", "multi"):  # the record of the last loading has them
         subprocess.run([COMMAND, "plugins", "--load"], capture_output=True, timeout=120, check=True)
     assert among <= set(offered(*words))
 

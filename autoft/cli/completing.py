@@ -24,6 +24,11 @@ def complete_logger(incomplete: str) -> list[str]:
     return [name for kind, name in _provided() if kind == "logger" and name.startswith(incomplete)]
 
 
+def complete_task(incomplete: str) -> list[str]:
+    """Return the tasks that begin so."""
+    return [name for kind, name in _provided() if kind == "head" and name.startswith(incomplete)]
+
+
 def complete_provided(incomplete: str) -> list[str]:
     """Return what plugins provide that begins so, of any kind, and the plugins themselves."""
     from autoft.discovery import installed

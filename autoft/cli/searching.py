@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoft.cli.app import BUG, app
-from autoft.cli.completing import complete_logger, complete_setting
+from autoft.cli.completing import complete_logger, complete_setting, complete_task
 from autoft.cli.options import NoPlugins
 from autoft.cli.printing import print_pairs
 from autoft.errors import AutoftError, RepeatedBugError
@@ -55,7 +55,11 @@ def search(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option("--task", help="What to learn, such as regression.  [default: the study's, or as the labels are]"),
+        typer.Option(
+            "--task",
+            help="What to learn, such as regression.  [default: the study's, or as the labels are]",
+            autocompletion=complete_task,
+        ),
     ] = None,
     group: Annotated[
         str | None,
