@@ -50,13 +50,16 @@ def chromium() -> Path:
     return Path(found)
 
 
-def made_run(folder: Path, trials: int, *, failed: int = 0, name: str = "made") -> Path:
+def made_run(folder: Path, trials: int, *, failed: int = 0, name: str = "made", more: int = 0) -> Path:
     """Make the folder of a run that is not finished, with some trials that trained and some that failed."""
     folder.mkdir()
     study = optuna.create_study(storage=f"sqlite:///{folder / 'study.db'}", direction="maximize")
     space = {"learning_rate": FloatDistribution(1e-5, 1e-2, log=True), "freeze_depth": IntDistribution(0, 6)}
+    others = ("weight_decay", "dropout", "label_smoothing", "layer_decay", "head_multiplier")[:more]
+    space |= {other: FloatDistribution(0.0, 1.0) for other in others}
     for number in range(trials):
         params = {"learning_rate": 1e-5 * 1.7**number, "freeze_depth": number % 7}
+        params |= {other: (number * (place + 3) % 11) / 11 for place, other in enumerate(others)}
         values = {1: 0.5 + 0.01 * number, 2: 0.6 + 0.01 * number}
         facts = {"best_value": values[2], "best_epoch": 2, "epochs": 2, "seconds": 1.5}
         study.add_trial(
@@ -130,6 +133,16 @@ def test_one_trial_and_none_that_trained_are_no_trouble(tmp_path: Path) -> None:
     assert titles(render(made_run(tmp_path / "failed", 0, failed=2))) == ["Leaderboard", "Failures"]
     assert titles(render(made_run(tmp_path / "none", 0))) == []
     assert parallel(tmp_path / "one") is None
+
+
+def test_best_trials_are_blue_and_the_worst_grey_on_either_paper(tmp_path: Path) -> None:
+    section = parallel(made_run(tmp_path / "run", 4))
+    assert section is not None
+    (content,) = re.findall(r'<script type="application/json">(.*?)</script>', section.body, re.DOTALL)
+    drawn = json.loads(content)["data"]
+    colours = [trace["line"]["color"] for trace in drawn if str(trace.get("line", {}).get("color")).startswith("rgb")]
+    whole = [trace["line"]["colorscale"] for trace in drawn if trace["type"] == "parcoords"]
+    assert whole == [[[0, "#8a8a8a"], [1, "#3987e5"]]] or {"rgb(138,138,138)", "rgb(57,135,229)"} <= set(colours)
 
 
 def test_names_from_outside_are_escaped(tmp_path: Path) -> None:
@@ -285,7 +298,7 @@ def opened(chromium: Path, page: str, folder: Path, *flags: str) -> Mapping[str,
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["500,900", "1280,900"])  # no headless window is narrower than 500
 def test_page_opens_sorts_and_asks_for_nothing(chromium: Path, tmp_path: Path, size: str) -> None:
-    page = render(made_run(tmp_path / "run", 12, failed=1, name=HOSTILE))
+    page = render(made_run(tmp_path / "run", 12, failed=1, name=HOSTILE, more=5))
     seen = opened(chromium, page, tmp_path, f"--window-size={size}")
     numbers = [[float(cell) for cell in order if cell] for order in seen["orders"]]
     assert len(numbers[0]) == 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from autoft.cli.app import app
 from autoft.cli.options import AsJson
 from autoft.cli.printing import megabytes, print_note, print_pairs, print_table
 from autoft.errors import printable
+from autoft.progress import KERNEL
 
 if TYPE_CHECKING:
     from autoft.status import Status, TrialStatus
@@ -44,7 +46,7 @@ def status(
         if as_json:
             print(json.dumps(_plain(found)), flush=True)
         else:
-            if watch and sys.stdout.isatty():
+            if watch and sys.stdout.isatty() and KERNEL not in os.environ:
                 print("\x1b[2J\x1b[H", end="")  # an empty screen, from its top
             _print(found)
         if not watch or found.over:

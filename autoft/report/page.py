@@ -71,7 +71,7 @@ figcaption, .faint { color: var(--faint); }
 code, pre { font-family: ui-monospace, monospace; font-size: 0.9em; }
 pre { border: 1px solid var(--line); border-radius: 6px; overflow-x: auto; padding: 0.6rem 0.8rem; }
 .warning { border-left: 4px solid #d9730d; padding-left: 0.8rem; }
-figure { margin: 1.5rem 0; }
+figure { margin: 1.5rem 0; overflow-x: auto; }
 .plot { overflow-x: auto; }
 .wide { overflow-x: auto; max-height: 36rem; overflow-y: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import plotly.graph_objects as go
 from optuna.visualization import plot_parallel_coordinate
 
 from autoft.insight import consider
 from autoft.insight.evidence import Evidence, read_evidence
-from autoft.insight.page import about_dependence, about_importances, draw_dependence, draw_importances, marked
+from autoft.insight.page import BLUE, GREY, about_dependence, about_importances, draw_dependence, draw_importances, marked
 from autoft.report.course import as_study
 from autoft.report.section import Section, figure
 
@@ -40,6 +41,7 @@ def parallel(run: Path) -> Section | None:
     if not names or having < 2:
         return None
     drawn = plot_parallel_coordinate(as_study(run, evidence), params=names, target_name=evidence.metric)
+    _recolour(drawn)
     drawn.update_layout(height=460)
     about = f"Each trial as a line from its best {evidence.metric} through its settings; drag along an axis to choose some."
     if len(names) < len(evidence.parameters):
@@ -49,6 +51,25 @@ def parallel(run: Path) -> Section | None:
     return Section(
         "parallel", "All trials at once", body.replace('style="', f'style="min-width: {90 * (len(names) + 1)}px; ', 1)
     )
+
+
+def _recolour(drawn: go.Figure) -> None:
+    """Draw the best trials in blue, the worst in grey: Optuna's pale blues are lost on white paper, its dark ones on black.
+
+    Its lines are of the scale `Blues`, whose red goes from 247 to 8.
+    """
+    ends = [[int(colour[place : place + 2], 16) for place in (1, 3, 5)] for colour in (GREY, BLUE)]
+    for trace in drawn.data:
+        if trace.type == "parcoords":
+            trace.line.colorscale = [[0, GREY], [1, BLUE]]
+            continue
+        colour = str(trace.line.color or "")
+        if colour.startswith("rgb("):
+            share = (247 - float(colour[4:].split(",")[0])) / (247 - 8)
+            mixed = [round(worst + share * (best - worst)) for worst, best in zip(*ends, strict=True)]
+            trace.line.color = f"rgb({mixed[0]},{mixed[1]},{mixed[2]})"
+        if trace.marker.colorscale is not None:
+            trace.marker.colorscale = [[0, GREY], [1, BLUE]]
 
 
 def _shown(evidence: Evidence) -> list[str]:
