@@ -18,7 +18,7 @@ def run(data: Path, model: Path, folder: Path, *overrides: str) -> tuple[autoft.
     return result, json.loads((result.bundle / "autoft.json").read_text())
 
 
-QUICK = ("bert", "gpt2")  # an encoder and a decoder; the others take minutes
+QUICK = ("bert",)  # the others take minutes
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,10 @@ def test_search_freezes_and_exports(architecture: str, tmp_path: Path) -> None:
     assert result.trials["complete"] + result.trials.get("pruned", 0) == 2
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2"])  # word pieces, byte-level BPE, a decoder
+@pytest.mark.parametrize(
+    "architecture",  # byte-level BPE and a decoder; word pieces; an encoder with byte-level BPE
+    ["gpt2", pytest.param("bert", marks=pytest.mark.slow), pytest.param("roberta", marks=pytest.mark.slow)],
+)
 def test_search_tags_words(architecture: str, tmp_path: Path) -> None:
     data = write_toy_tagged(tmp_path / "tagged.jsonl")
     _, contract = run(data, write_tiny(tmp_path / "model", architecture), tmp_path / "run")

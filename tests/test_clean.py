@@ -43,7 +43,7 @@ def same(found: Path, wanted: Path) -> None:
 
 
 @pytest.mark.usefixtures("toys", "fast_export")
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_cleaned_run_goes_on_to_the_result_that_it_would_have_had(seeds: int, toy_images: Path, tmp_path: Path) -> None:
     settings = (f"search.seeds={seeds}", "search.reuse=true", "space.freeze_depth={low: 0, high: 2}")
     whole, run = tmp_path / "whole", tmp_path / "run"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -19,8 +17,6 @@ from typing import Any
 import pytest
 import torch
 from commands import (
-    COMMAND,
-    ONE_THREAD,
     Result,
     assert_same_search,
     autoft,
@@ -170,40 +166,6 @@ def test_options_win_over_the_study_file_and_set_wins_over_options(run: Command,
     for line in ("trials: 1", "epochs: 1", "seed: 3", "metric: log_loss", "weights: none", "device: cpu", "- name: toy/mlp"):
         assert line in resolved, line
     assert "toy/convnet" not in resolved
-
-
-def test_terminal_gets_a_live_view(toy_images: Path, toy_env: dict[str, str], tmp_path: Path) -> None:
-    """Under a pseudo-terminal: bars that move, finished trials as lines, and the result on stdout."""
-    reader, writer = pty.openpty()
-    arguments = ("search", toy_images, "-b", "toy/mlp", "--trials", 2, "--epochs", 2, "-o", tmp_path / "run")
-    process = subprocess.Popen(
-        [COMMAND, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=writer,
-        text=True,
-        env={**os.environ, **ONE_THREAD, **toy_env, "TERM": "xterm-256color", "COLUMNS": "200"},
-    )
-    os.close(writer)
-    shown = b""
-    while True:
-        ready = select.select([reader], [], [], 120)[0]
-        assert ready, f"nothing for two minutes after {shown!r}"
-        try:
-            part = os.read(reader, 65536)
-        except OSError:  # how Linux says that the other side is closed
-            break
-        if not part:
-            break
-        shown += part
-    os.close(reader)
-    out = process.communicate()[0]
-    assert process.returncode == 0, shown.decode()
-    assert "bundle" in out
-    text = shown.decode()
-    assert "\x1b[" in text
-    for words in ("trials", "trial 0", "2/2", "best ", "left", "trial 1 complete", "exporting trial"):
-        assert words in text, words
-    assert "epoch 1/2" not in text, "the bar shows it"
 
 
 # --- stopping and going on ------------------------------------------------------------------------------

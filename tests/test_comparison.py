@@ -70,6 +70,7 @@ def test_runs_of_the_same_data_are_compared_by_the_same_samples(finished: Finish
     assert contrast.difference == pytest.approx(other.test - result["test"]["accuracy"])
 
 
+@pytest.mark.slow
 def test_settings_that_differ_are_told_and_no_others(finished: FinishedRun, second: Path) -> None:
     found = autoft.compare(finished.path, second)
     assert dict(found.settings) == {
@@ -81,6 +82,7 @@ def test_settings_that_differ_are_told_and_no_others(finished: FinishedRun, seco
     assert found.winners["epochs"] == (2, 1)
 
 
+@pytest.mark.slow
 def test_runs_of_other_data_are_shown_and_not_compared(finished: FinishedRun, second: Path, tmp_path: Path) -> None:
     stranger = of_other_data(second, tmp_path / "stranger")
     found = autoft.compare(finished.path, second, stranger)
@@ -133,6 +135,7 @@ def test_two_different_runs_are_needed(finished: FinishedRun, tmp_path: Path) ->
         autoft.compare(finished.path, torn)
 
 
+@pytest.mark.slow
 def test_command_prints_the_comparison(
     finished: FinishedRun,
     second: Path,
@@ -158,6 +161,7 @@ def test_command_prints_the_comparison(
     assert command(monkeypatch, capsys, "compare", finished.path).code == 2
 
 
+@pytest.mark.slow
 def test_page_shows_the_runs_and_escapes_their_names(
     finished: FinishedRun, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +181,7 @@ def test_page_shows_the_runs_and_escapes_their_names(
     assert "search.seed" in shown._repr_html_()
 
 
+@pytest.mark.slow
 def test_page_has_no_plot_where_no_scores_can_be_compared(
     finished: FinishedRun, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

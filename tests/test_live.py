@@ -103,7 +103,7 @@ def test_what_happened_stays_as_lines_and_the_table_goes() -> None:
     assert "trial 0 won" not in written, "the command prints it"
 
 
-@pytest.mark.parametrize("interrupt", [False, True])
+@pytest.mark.parametrize("interrupt", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_real_search_on_a_terminal(interrupt: bool, toy_images: Path, toy_env: dict[str, str], tmp_path: Path) -> None:
     main, terminal = pty.openpty()
     environment = {**os.environ, **ONE_THREAD, **toy_env, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}

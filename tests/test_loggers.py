@@ -184,6 +184,7 @@ def test_logger_that_cannot_be_used_is_refused_before_the_search(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_command_takes_loggers_and_a_kill_leaves_nothing_out(
     toy_images: Path, toy_env: dict[str, str], tmp_path: Path
 ) -> None:

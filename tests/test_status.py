@@ -121,6 +121,7 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         assert "runs/NAME" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_command_shows_a_search_under_way_one_that_was_killed_and_its_end(
     toy_env: dict[str, str],
     toy_images: Path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -114,6 +115,8 @@ def dashboard(
         if host not in LOOPBACK:
             print_note(f"warning: whoever reaches {host} can read the run; there is no password")
 
+    for each in (signal.SIGINT, signal.SIGTERM):  # also where a shell had them ignored, as of what it puts in the background
+        signal.signal(each, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):  # it is how this ends
         serve(run, host, port, ready)
 

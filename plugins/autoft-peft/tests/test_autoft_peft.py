@@ -131,7 +131,9 @@ def test_dora_keeps_the_length_that_it_learned() -> None:
     torch.testing.assert_close(lengths, own[f"{layer}.lora_magnitude_vector.default.weight"].abs(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext"])
+@pytest.mark.parametrize(
+    "name", ["test_resnet", *(pytest.param(each, marks=pytest.mark.slow) for each in ("test_vit", "test_convnext"))]
+)
 def test_backbones_of_timm_pass_the_checks(name: str) -> None:
     backbone = timm_backbone(name)
     fitting = [each for each in STRATEGIES.values() if each.check(backbone, backbone.build()) is None]
