@@ -76,6 +76,7 @@ class Followers:
         for follower in self._following:
             follower.thread.join(max(0.0, deadline - time.monotonic()))
             if follower.thread.is_alive():
+                follower.given_up.set()
                 follower.fault = follower.fault or f"it did not answer within {PATIENCE:g} s after the search"
         self._note_faults()
 
@@ -145,6 +146,7 @@ class _Follower:
     def __init__(self, prepared: Prepared, run: Path, name: str, ledger: _Ledger, earlier: list[Event]) -> None:
         self.name = name
         self.fault: str | None = None
+        self.given_up = threading.Event()  # a later session may write the ledger, so this one tells and writes nothing more
         self._logger: Logger = prepared.catalog.logger(name)
         self._ledger, self._file = ledger, run / FOLDER / f"{name}.json"
         self._search = LoggedSearch(
@@ -177,9 +179,11 @@ class _Follower:
             self._save()  # the id, before anyone else has it
             log = self._logger.open(self._search)
             try:
-                while (event := self._waiting.get()) is not None:
+                while (event := self._waiting.get()) is not None and not self.given_up.is_set():
                     if self._ledger.lacks(event):
                         log.hear(event)
+                        if self.given_up.is_set():
+                            break
                         self._ledger.note(event)
                         self._save()
             finally:
