@@ -487,6 +487,8 @@ class Head:
         knobs: Settings it adds to training and to the search.
         runtime: The script of its bundles where that of the backbone's preprocessing does not know its answers; or None.
         examples: Raw targets of three samples, for the conformance kit, where the kind of answer does not say what they are.
+        references: For the conformance kit: of each metric a function of what `metrics` is given that computes it plainly.
+            The kit has its own for autoft's metrics of labels, values and entities.
         help: One line for `autoft plugins`.
     """
 
@@ -512,6 +514,7 @@ class Head:
     knobs: tuple[Knob, ...] = field(default=())
     runtime: Path | None = None
     examples: Callable[[], Sequence[Any]] | None = None
+    references: Mapping[str, Callable[[Any, Any, Targets], float]] = field(default_factory=dict)
     help: str = ""
 
 

@@ -157,6 +157,9 @@ def test_metric_without_a_reference_is_a_warning_and_one_can_be_given() -> None:
     head_checks.check_metrics(TOY, head, {"sure": lambda outputs, *_: float(outputs.numpy().max())})
     with pytest.raises(CheckFailed, match=r"sure must be 0\.25, as the reference has it"):
         head_checks.check_metrics(TOY, head, {"sure": lambda *_: 0.25})
+    head_checks.check_metrics(TOY, replace(head, references={"sure": lambda outputs, *_: float(outputs.numpy().max())}))
+    with pytest.raises(CheckFailed, match=r"sure must be 0\.25, as the reference has it"):
+        head_checks.check_metrics(TOY, replace(head, references={"sure": lambda *_: 0.25}))
 
 
 @pytest.mark.parametrize("name", sorted(HEADS))

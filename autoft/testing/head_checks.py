@@ -123,8 +123,8 @@ def check_metrics(backbone: Backbone, head: Head, references: Mapping[str, Refer
     Args:
         backbone: Gives the features.
         head: Whose metrics.
-        references: A function for each further metric that computes it plainly. Those of autoft's own heads are known
-            already (`references.py`).
+        references: A function for each further metric that computes it plainly, beside those that the head brings and
+            those of autoft's own heads (`references.py`).
 
     Raises:
         CheckFailed: Names the metric.
@@ -151,7 +151,7 @@ def check_metrics(backbone: Backbone, head: Head, references: Mapping[str, Refer
                 f"in reverse, {value:.6g}",
                 "compute it over the whole split, never by batch",
             )
-    known = {**(REFERENCES.get(head.answer) or {}), **(references or {})}
+    known = {**(REFERENCES.get(head.answer) or {}), **head.references, **(references or {})}
     for name in sorted(set(known) & set(scores)):
         wanted = float(known[name](outputs, encoded, targets))
         if not math.isclose(scores[name], wanted, rel_tol=CLOSE, abs_tol=CLOSE):
@@ -163,7 +163,7 @@ def check_metrics(backbone: Backbone, head: Head, references: Mapping[str, Refer
     if without:
         raise CheckWarning(
             f"{head.name}: no reference is known for {', '.join(without)}",
-            "give one: `checks_for(head, references={'NAME': function of outputs, encoded targets and targets})`",
+            "give one: `Head(references={'NAME': function of outputs, encoded targets and targets})`",
         )
 
 

@@ -43,7 +43,7 @@ KNOBS = (
 def make_head() -> Head:
     """Return the head."""
     from autoft.augment import move_map
-    from autoft_segmentation import scores
+    from autoft_segmentation import references, scores
 
     return Head(
         name="semantic-segmentation",
@@ -65,6 +65,7 @@ def make_head() -> Head:
         knobs=KNOBS,
         runtime=Path(__file__).with_name("script.py"),
         examples=examples,
+        references=references.REFERENCES,
         help="a class a pixel: cross-entropy and Dice; mean IoU over the whole set, pixel accuracy, IoU of each class",
     )
 
