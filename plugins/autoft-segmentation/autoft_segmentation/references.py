@@ -1,4 +1,4 @@
-"""The scores computed plainly, by scikit-learn over all pixels at once, for the conformance kit to hold `scores.py` against."""
+"""The scores as scikit-learn has them over all pixels at once, which the conformance kit holds `scores.py` against."""
 
 from __future__ import annotations
 

@@ -196,4 +196,6 @@ def test_conformance_kit_passes(name: str) -> None:
     assert set(found) == {"pooled", "maps"}
     results = run_checks(*found["maps"])
     assert len(results) >= 6
-    assert [f"{result.id}: {result.message}" for result in results if result.outcome != "passed" and result.id != "cuts"] == []
+    assert {f"{result.id}: {result.message}" for result in results if result.outcome != "passed"} <= {
+        f"{result.id}: {result.message}" for result in results if result.id == "cuts"
+    }
