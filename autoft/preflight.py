@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from autoft.events import Event, Listener
 from autoft.export.bundle import example_inputs
 from autoft.export.onnx import to_onnx
 from autoft.layers import Trait, traits
+from autoft.loading import RaggedData
 from autoft.model import FineTuneModel
 from autoft.prepare import Prepared, wanted_strategies
 from autoft.specs import Backbone
@@ -111,6 +113,7 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
         stages.append(len(model.stages))
         found.append(traits(model.backbone))
         parameters.append(count)
+        lengths = _tokenized(prepared, worker, backbone, listener)
         size = "x".join(map(str, backbone.image_size)) if backbone.image_size else _length(backbone)
         listener(
             Event(
@@ -125,12 +128,13 @@ def preflight(prepared: Prepared, worker: Worker, run: Path, listener: Listener,
                     "parameters": count,
                     "stages": len(model.stages),
                     "input_size": list(backbone.image_size or ()),
+                    **({"tokens": lengths} if lengths else {}),
                     **(asdict(measured[-1][1]) if measures else {}),
                     "seconds": round(time.monotonic() - started, 3),
                 },
             )
         )
-        _tell_cut(prepared, worker, backbone, listener)
+        _tell_cut(prepared, backbone, lengths, listener)
     if measures:
         save_costs(run, measured)
         costs = tuple(cost for _, cost in measured)
@@ -207,16 +211,32 @@ def _check_strategies(
     return graphs
 
 
-def _tell_cut(prepared: Prepared, worker: Worker, backbone: Backbone, listener: Listener) -> None:
-    """Say how many samples are too long for a backbone; decodes those that differ in length, which every trial needs."""
+def _tokenized(prepared: Prepared, worker: Worker, backbone: Backbone, listener: Listener) -> dict[str, dict[str, int]]:
+    """Decode samples that differ in length, which every trial needs; return how long those of each split are, in tokens.
+
+    Lengths are those that the model sees: of samples that are `cut`, what is left. Empty for samples of one size.
+    """
     if not backbone.preprocessing.ragged:
-        return
+        return {}
     total = sum(map(len, prepared.samples.values()))
     if total >= MANY_TEXTS:
         listener(
             Event("preflight", f"turning {total} texts into tokens for {backbone.public_name}", {"backbone": backbone.name})
         )
-    cut = {split: worker.data(split, backbone).cut for split in prepared.samples}
+    found = {}
+    for split in prepared.samples:
+        data = worker.data(split, backbone)
+        if not isinstance(data, RaggedData):
+            raise TypeError(f"{backbone.name} has a ragged preprocessing, but its {split} split is of one size")
+        median, most, longest = np.percentile(data.tokens.lengths, (50, 95, 100), method="higher").tolist()
+        found[split] = {"median": int(median), "most": int(most), "longest": int(longest), "cut": data.cut}
+    return found
+
+
+def _tell_cut(prepared: Prepared, backbone: Backbone, lengths: Mapping[str, Mapping[str, int]], listener: Listener) -> None:
+    """Say how many samples are too long for a backbone."""
+    total = sum(map(len, prepared.samples.values()))
+    cut = {split: found["cut"] for split, found in lengths.items()}
     if not any(cut.values()):
         return
     longest = backbone.preprocessing.to_dict()["max_length"]

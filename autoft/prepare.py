@@ -165,7 +165,7 @@ def prepare(config: StudyConfig, catalog: Catalog, listener: Listener) -> Prepar
     backbones = _fitted(chosen, samples["train"], config.search.seed)
     for note in raw.notes:
         listener(Event("data", note, {"about": "data"}))
-    listener(_summary(raw, format_name, splits, targets, metric, head))
+    listener(_summary(raw, format_name, splits, Objective(head, targets, metric), encoded))
     for warning in splits.warnings:
         listener(Event("warning", warning, {"about": "splits", "warning": warning}))
     if raw.rejected:
@@ -383,7 +383,26 @@ def _suggested(catalog: Catalog, raw: RawData, device: torch.device) -> str:
     )
 
 
-def _summary(raw: RawData, format_name: str, splits: Splits, targets: Targets, metric: str, head: Head) -> Event:
+def _class_counts(encoded: Mapping[str, Rows], targets: Targets) -> dict[str, list[int]]:
+    """Count the classes of each split, by how a head encodes them: numbers of classes, or a column a class.
+
+    Empty where there are no classes, or where counting the training split so does not give what the head counted.
+    """
+    counts = {split: _counted(rows.values if isinstance(rows, Ragged) else rows, targets) for split, rows in encoded.items()}
+    return counts if targets.counts and counts["train"] == list(targets.counts) else {}
+
+
+def _counted(values: torch.Tensor, targets: Targets) -> list[int]:
+    classes = len(targets.labels)
+    if values.dim() == 2 and values.shape[1] == classes:
+        return [int(count) for count in values.sum(dim=0)]
+    if values.dim() == 1 and not values.is_floating_point() and (not len(values) or int(values.min()) >= 0):
+        return torch.bincount(values, minlength=classes).tolist()
+    return []
+
+
+def _summary(raw: RawData, format_name: str, splits: Splits, objective: Objective, encoded: Mapping[str, Rows]) -> Event:
+    head, targets, metric = objective.head, objective.targets, objective.metric
     counts: dict[str, int] = {split: len(getattr(splits, split)) for split in SPLITS}
     how = ", stratified" if head.stratify is not None else ""
     made = f" (autoft made {' and '.join(splits.made)}{how})" if splits.made else ""
@@ -399,6 +418,8 @@ def _summary(raw: RawData, format_name: str, splits: Splits, targets: Targets, m
             "format": format_name,
             "classes": list(targets.labels),
             "counts": list(targets.counts),
+            "class_counts": _class_counts(encoded, targets),
+            "typical_size": raw.typical_size,
             **counts,
             "made_splits": list(splits.made),
             "rejected": len(raw.rejected),

@@ -145,6 +145,11 @@ def test_texts_that_are_cut_are_counted_and_told(longest: int, why: str, tmp_pat
     assert told["max_length"] == longest
     assert 1 <= sum(told["cut"].values()) <= 25
     assert (sum(told["cut"].values()) == 1) == (longest == 128)
+    (checked,) = [event["tokens"] for event in heard.of("preflight") if "stages" in event]
+    assert {split: found["cut"] for split, found in checked.items()} == told["cut"]
+    for found in checked.values():
+        assert 2 < found["median"] <= found["most"] <= found["longest"] <= longest
+        assert not found["cut"] or found["longest"] == longest
     assert any(
         f"are longer than {longest} tokens for toy/text and are cut; {why}" in text
         for text in (event.text for event in heard.events)

@@ -7,10 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from commands import SMALL, run_search
 from conftest import FinishedRun
 
+from autoft.prepare import _class_counts
+from autoft.ragged import Ragged, Rows
 from autoft.report.data import data
+from autoft.specs import SPLITS, Targets
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -23,8 +27,48 @@ def test_sizes_and_classes_are_those_of_the_log(finished: FinishedRun) -> None:
     for split, how in (("train", "what is left"), ("validation", "by autoft"), ("test", "by autoft")):
         assert f"<td>{split}</td><td>{logged[split]}</td><td>{how}</td>" in section.body
     assert sum(logged["counts"]) == logged["train"]
-    for label, count in zip(logged["classes"], logged["counts"], strict=True):
-        assert f"<td>{label}</td><td>{count}</td>" in section.body
+    by_split = logged["class_counts"]
+    assert {split: sum(column) for split, column in by_split.items()} == {split: logged[split] for split in SPLITS}
+    for place, label in enumerate(logged["classes"]):
+        cells = "".join(f"<td>{by_split[split][place]}</td>" for split in SPLITS)
+        assert f"<td>{label}</td><td>{logged['counts'][place] / logged['train']:.1%}</td>{cells}" in section.body
+    assert "The longer side of 95 % of the images has at most 16 pixels" in section.body
+    assert "What backbones take: toy/mlp 16x16." in section.body
+
+
+def test_lengths_of_texts_are_told_for_each_backbone(tmp_path: Path) -> None:
+    tokens = {split: {"median": 7, "most": 12 + len(split), "longest": 128, "cut": 3} for split in SPLITS}
+    events = [
+        {"event": "data", "classes": [], "counts": [], "made_splits": [], "train": 3, "validation": 1, "test": 1},
+        {"event": "preflight", "backbone": "toy/text", "stages": 4, "input_size": [], "tokens": tokens},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    section = data(tmp_path)
+    assert section is not None
+    for split, found in tokens.items():
+        cells = "".join(f"<td>{each}</td>" for each in ("toy/text", split, *found.values()))
+        assert cells in section.body
+    assert "pixels" not in section.body
+
+
+@pytest.mark.parametrize(
+    ("encoded", "found"),
+    [
+        (torch.tensor([0, 1, 1]), [1, 2, 0]),
+        (torch.tensor([[1.0, 0, 1], [0, 0, 1]]), [1, 0, 2]),
+        (Ragged(torch.tensor([2, 2, 0]), torch.tensor([0, 1, 3])), [1, 0, 2]),
+    ],
+)
+def test_classes_are_counted_as_heads_encode_them(encoded: Rows, found: list[int]) -> None:
+    targets = Targets(("a", "b", "c"), counts=tuple(found))
+    assert _class_counts({"train": encoded, "test": encoded}, targets) == {"train": found, "test": found}
+
+
+@pytest.mark.parametrize(
+    "encoded", [torch.tensor([-1, 1]), torch.tensor([0.0, 1.0]), torch.zeros(2, 4, 4), torch.tensor([0, 0])]
+)
+def test_classes_of_an_unknown_encoding_are_not_counted(encoded: Rows) -> None:
+    assert _class_counts({"train": encoded}, Targets(("a", "b", "c"), counts=(1, 1, 0))) == {}
 
 
 @pytest.mark.usefixtures("toys", "fast_export")
