@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import metrics as reference
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from autoft.errors import DataError
@@ -172,6 +173,35 @@ def test_metrics_agree_with_their_definitions(classes: int) -> None:
     assert 0 < found["accuracy"] < 1
     if classes == 2:
         assert found["auroc"] == pytest.approx(roc_auc_score(wanted, probabilities[:, 1]))
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    classes=st.integers(2, 12),
+    samples=st.integers(2, 60),
+    scale=st.sampled_from([0.01, 1.0, 40.0, 900.0]),
+    whole=st.booleans(),
+)
+def test_metrics_are_those_of_scikit_learn(seed: int, classes: int, samples: int, scale: float, whole: bool) -> None:
+    """With ties, probabilities of 0 and 1, classes that the split lacks, and classes that are never answered."""
+    draws = np.random.default_rng(seed)
+    outputs = torch.from_numpy(draws.normal(size=(samples, classes)) * scale)
+    outputs = outputs.round() if whole else outputs
+    truth = torch.from_numpy(draws.integers(0, classes, samples))
+    found = task.metrics(outputs, truth, Targets(tuple(map(str, range(classes))), (1,) * classes))
+    probabilities, wanted = outputs.softmax(dim=1).numpy(), truth.numpy()
+    guess, names = probabilities.argmax(axis=1), np.arange(classes)
+    assert found["accuracy"] == pytest.approx(reference.accuracy_score(wanted, guess))
+    recall = reference.recall_score(wanted, guess, labels=np.unique(wanted), average="macro")
+    assert found["balanced_accuracy"] == pytest.approx(recall)
+    f1 = reference.f1_score(wanted, guess, labels=names, average="macro", zero_division=0.0)
+    assert found["f1_macro"] == pytest.approx(f1)
+    assert found["log_loss"] == pytest.approx(reference.log_loss(wanted, probabilities, labels=names), rel=1e-9)
+    assert ("auroc" in found) == (len(np.unique(wanted)) == classes)
+    if "auroc" in found:
+        scores = probabilities[:, 1] if classes == 2 else probabilities
+        area = reference.roc_auc_score(wanted, scores, multi_class="ovr", average="macro", labels=names)
+        assert found["auroc"] == pytest.approx(area)
 
 
 def test_auroc_is_left_out_where_a_class_is_missing() -> None:

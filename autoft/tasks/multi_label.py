@@ -15,7 +15,7 @@ from autoft.specs import Head, Targets
 from autoft.tasks import imbalance
 from autoft.tasks.classification import DROPOUT, check_known
 from autoft.tasks.divergence import of_labels
-from autoft.tasks.numeric import finite, linear_head, quotient, ranks
+from autoft.tasks.numeric import areas, finite, linear_head, quotient
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -165,14 +165,14 @@ def metrics(outputs: Tensor, encoded: Tensor, targets: Targets) -> dict[str, flo
     probabilities, truth = _probabilities(outputs), encoded.cpu().numpy() > 0
     given = probabilities >= thresholds_of(targets)
     hits, sizes = (given & truth).sum(axis=0), given.sum(axis=0) + truth.sum(axis=0)
-    precisions, areas = _average_precisions(probabilities, truth), _areas(probabilities, truth)
+    precisions, under = _average_precisions(probabilities, truth), areas(probabilities, truth)
     values = {
         "average_precision": _mean(precisions),
         "f1_micro": float(quotient(2 * hits.sum(), sizes.sum())),
         "f1_macro": float(quotient(2 * hits, sizes).mean()),
         "subset_accuracy": float((given == truth).all(axis=1).mean()),
         "hamming_loss": float((given != truth).mean()),
-        "auroc": _mean(areas),
+        "auroc": _mean(under),
     }
     return {name: value for name, value in values.items() if value is not None}
 
@@ -280,15 +280,4 @@ def _average_precisions(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -
         last = np.append(ordered[1:] != ordered[:-1], True)
         hits, given = wanted.cumsum()[last], np.flatnonzero(last) + 1
         found[label] = (hits / given * np.diff(hits, prepend=0)).sum() / hits[-1]
-    return found
-
-
-def _areas(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return each label's area under the ROC curve `(K,)` by ranks (Mann and Whitney), NaN where all samples are equal."""
-    found = np.full(scores.shape[1], np.nan)
-    positives = truth.sum(axis=0)
-    for label in np.flatnonzero((positives > 0) & (positives < len(truth))):
-        count = int(positives[label])
-        above = ranks(scores[:, label])[truth[:, label]].sum() - count * (count + 1) / 2
-        found[label] = above / (count * (len(truth) - count))
     return found

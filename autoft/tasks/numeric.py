@@ -58,6 +58,22 @@ def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return shared
 
 
+def areas(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return each column's area under the ROC curve `(K,)` by ranks (Mann and Whitney), NaN where all samples are equal.
+
+    Args:
+        scores: `(N, K)`, such as probabilities.
+        truth: Which samples have the label, `(N, K)`.
+    """
+    found = np.full(scores.shape[1], np.nan)
+    positives = truth.sum(axis=0)
+    for label in np.flatnonzero((positives > 0) & (positives < len(truth))):
+        count = int(positives[label])
+        above = ranks(scores[:, label])[truth[:, label]].sum() - count * (count + 1) / 2
+        found[label] = above / (count * (len(truth) - count))
+    return found
+
+
 def pearson(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """Return the correlation of two series `(N,)`; 0 where one of them is constant."""
     # divided by the largest first: squares of large numbers would overflow, of small ones vanish
